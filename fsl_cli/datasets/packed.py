@@ -1,0 +1,135 @@
+"""The one form that every data set takes, on disk and in memory.
+
+A packed data set is a folder of the cache with `items.npy` (uint8 `[n, C, H, W]`, sorted by class) and `classes.json`
+(name and number of items of each class). It is written once, atomically, and memory-mapped afterwards.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+class Raw(NamedTuple):
+    """What a reader makes of the raw files: items uint8 `[n, C, H, W]` sorted by class, and each class's name and size."""
+
+    items: np.ndarray
+    names: list[str]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of one split: class `c` owns items `starts[c] : starts[c] + counts[c]`, each turned by `turns[c]` * 90°."""
+
+    names: list[str]
+    starts: np.ndarray  # [classes]
+    counts: np.ndarray  # [classes]
+    turns: np.ndarray  # [classes] quarter turns, 0 to 3; a turned copy of a class is a class of its own
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A data set ready for use.
+
+    `splits` gives the class numbers of each split, `turns` the quarter turns that count as classes there (default: none).
+    """
+
+    name: str
+    items: np.ndarray  # uint8 [n, C, H, W], memory-mapped
+    names: list[str]  # [classes]
+    counts: np.ndarray  # [classes]
+    splits: dict[str, np.ndarray]
+    turns: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self.items.shape[1:]
+
+    def classes(self, split: str) -> Classes:
+        """The classes of `split`, every turn of a class as a class of its own."""
+        if split not in self.splits:
+            raise ValueError(f"split = {split!r}, but {self.name} has {', '.join(self.splits)}. Choose one of them.")
+        base = np.asarray(self.splits[split], dtype=np.int64)
+        turns = np.asarray(self.turns.get(split, (0,)), dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
+        chosen = np.repeat(base, len(turns))
+        turned = np.tile(turns, len(base))
+        names = [self.names[c] + (f" turned {90 * t}" if t else "") for c, t in zip(chosen, turned, strict=True)]
+        return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned)
+
+
+class Dataset(ABC):
+    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the packed data set from `load`."""
+
+    @abstractmethod
+    def load(self) -> Packed:
+        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form."""
+
+
+def digest(*parts: object) -> str:
+    """A short key for a cache folder: a hash of everything that its content depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
+    """Opens `cache_dir/key`; if it is absent or damaged, calls `read` and writes it first. Items come memory-mapped."""
+    folder = Path(cache_dir).expanduser() / key
+    found = _open(folder)
+    if found is not None:
+        return found
+    raw = read()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+        try:
+            _write(draft, raw)
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                draft.rename(folder)
+            except OSError:
+                if _open(folder) is None:  # else another process packed the same data first
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(
+            f"cache_dir = {cache_dir}: packed data cannot be written there ({error.strerror or error}). "
+            "Set cache_dir=PATH or FSL_CACHE_DIR to a writable folder with enough space."
+        ) from error
+    found = _open(folder)
+    assert found is not None, f"{folder} was just written"
+    return found
+
+
+def _write(folder: Path, raw: Raw) -> None:
+    with open(folder / "items.npy", "wb") as file:
+        np.save(file, np.ascontiguousarray(raw.items), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    text = json.dumps({"names": raw.names, "counts": [int(count) for count in raw.counts]})
+    (folder / "classes.json").write_text(text, encoding="utf-8")
+
+
+def _open(folder: Path) -> Raw | None:
+    try:
+        items = np.load(folder / "items.npy", mmap_mode="r", allow_pickle=False)
+        table = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+        names, counts = table["names"], table["counts"]
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = items.dtype == np.uint8 and items.ndim == 4 and len(items) == sum(counts) and len(names) == len(counts)
+    return Raw(items, names, counts) if whole else None
