@@ -1,0 +1,147 @@
+"""The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional
+
+from fsl_cli.episodes import Episode, Examples
+from fsl_cli.models.norm import norms, statistics
+
+Batch = Episode | Examples
+Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
+
+
+class Outcome(NamedTuple):
+    """What a step or a batch came to: mean loss and accuracy, both scalars."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+class Algorithm(nn.Module, ABC):
+    """A few-shot algorithm over an embedding network `model`.
+
+    A subclass writes `adapt` for ONE episode, pure and mappable. Bulk algorithms also write `embed`; the inputs of their
+    `adapt` and of its predictor are embeddings.
+    """
+
+    batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
+    bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
+    norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
+    task_chunk: int | None = None  # tasks mapped at once; None: all of them
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = self.norms[0]
+
+    @abstractmethod
+    def adapt(self, support: Examples) -> Predictor:
+        """Learns one episode from its support `[n, ...]`; changes nothing in `self`."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """The part that does not depend on the episode: inputs `[n, *item]` -> `[n, ...]`."""
+        return inputs
+
+    def path(self, support: Examples) -> list[Predictor]:
+        """The predictor before and after each inner step, for algorithms that have inner steps."""
+        return [self.adapt(support)]
+
+    def use_norm(self, protocol: str) -> None:
+        """Chooses where normalisation statistics come from at evaluation; refuses what the algorithm cannot do."""
+        if protocol not in self.norms:
+            raise ValueError(
+                f"norm = {protocol!r}, but {type(self).__name__} can be evaluated with norm={'|'.join(self.norms)}. "
+                "Choose one of them."
+            )
+        self.norm = protocol
+        for layer in norms(self):
+            layer.running = protocol == "running"
+
+    def fit(self, support: Examples) -> Predictor:
+        """Learns one episode from raw support items `[n, *item]`; the predictor takes raw items too. For eval mode."""
+        if self.bulk and self.norm != "running":
+            return lambda queries: self._together(support, queries)
+        predictor = self.adapt(Examples(self.embed(support.inputs), support.targets))
+        return lambda queries: predictor(self.embed(queries))
+
+    def _together(self, support: Examples, queries: Tensor) -> Tensor:
+        unknown = torch.zeros(len(queries), support.targets.shape[-1])
+        episode = Episode(support, Examples(queries, unknown))
+        one = Episode(*(Examples(part.inputs.unsqueeze(0), part.targets.unsqueeze(0)) for part in episode))
+        return self.predictions(one).squeeze(0)
+
+    def scores(self, batch: Episode) -> Tensor:
+        """Query logits `[tasks, q, way]` of embedded episodes: the only place that maps over tasks."""
+        return vmap(lambda episode: self.adapt(episode.support)(episode.query.inputs))(batch)
+
+    def curves(self, batch: Episode) -> Tensor:
+        """Query logits after each inner step, `[tasks, steps + 1, q, way]`, for non-bulk algorithms."""
+
+        def curve(episode: Episode) -> Tensor:
+            return torch.stack([predictor(episode.query.inputs) for predictor in self.path(episode.support)])
+
+        return vmap(curve)(batch)
+
+    def predictions(self, batch: Episode) -> Tensor:
+        """Query logits `[tasks, q, way]` of raw episodes, after one embedding pass if bulk."""
+        return self.scores(self._embedded(batch) if self.bulk else batch)
+
+    def _embedded(self, batch: Episode) -> Episode:
+        tasks, n = batch.support.inputs.shape[:2]
+        inputs = torch.cat([batch.support.inputs, batch.query.inputs], dim=1)  # [tasks, n + q, *item]
+        rows = n if self.norm == "support" and not self.training else None
+        with statistics(self, groups=tasks, rows=rows, track=self.training):
+            features = self.embed(inputs.flatten(0, 1)).unflatten(0, (tasks, -1))
+        return Episode(
+            Examples(features[:, :n], batch.support.targets), Examples(features[:, n:], batch.query.targets)
+        )
+
+    def loss(self, batch: Batch) -> Outcome:
+        """Mean query loss of the meta-batch, with its graph, and the accuracy."""
+        assert isinstance(batch, Episode), "an algorithm that eats Examples writes its own loss"
+        return outcome(self.predictions(batch), batch.query.targets)
+
+    def backward(self, batch: Batch) -> Outcome:
+        """Adds the gradient of `loss` to `.grad`, chunk by chunk, so that memory is bounded by the chunk."""
+        parts = []
+        for part, share in chunks(batch, self.task_chunk):
+            result = self.loss(part)
+            (result.loss * share).backward()
+            parts.append(Outcome(result.loss.detach() * share, result.accuracy * share))
+        return Outcome(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+    def under_norm(self, network: Predictor, support: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs of `network` for query `inputs` under the norm protocol, given the support inputs of the episode."""
+        if self.training or self.norm in ("transductive", "running"):
+            return network(inputs)
+        if self.norm == "support":
+            with statistics(self, rows=len(support)):
+                return network(torch.cat([support, inputs]))[len(support) :]
+        return vmap(lambda query: network(torch.cat([support, query.unsqueeze(0)]))[-1])(inputs)
+
+
+def outcome(logits: Tensor, targets: Tensor) -> Outcome:
+    """Cross entropy and accuracy of logits `[..., way]` against one-hot targets of the same shape."""
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"The head has {logits.shape[-1]} outputs, but the episode has {targets.shape[-1]} classes. "
+            "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
+        )
+    loss = functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
+    return Outcome(loss, (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean())
+
+
+def chunks(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
+    """Cuts a meta-batch into parts of at most `size` tasks, each with its share of the whole."""
+    if isinstance(batch, Examples) or size is None:
+        yield batch, 1.0
+        return
+    tasks = len(batch.support.targets)
+    for start in range(0, tasks, size):
+        part = Episode(*(Examples(*(t[start : start + size] for t in part)) for part in batch))
+        yield part, len(part.support.targets) / tasks

@@ -1,0 +1,109 @@
+"""Baseline and Baseline++: A Closer Look at Few-shot Classification, Chen et al., 2019 (https://arxiv.org/abs/1904.04232).
+
+Supervised training on all training classes, then a new head fitted on the support set: linear (Baseline) or cosine
+(Baseline++). The head is trained as published (SGD with dampening), except that the cosine head starts at the class means
+and the linear head at zero, where the published code draws both at random. `backbone=full` adapts the embedding too.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, outcome
+from fsl_cli.algos.heads import centroids, cosine
+from fsl_cli.episodes import Examples
+from fsl_cli.models.norm import statistics
+
+MOMENTUM, DAMPENING = 0.9, 0.9
+ORDER_SEED = 20190408  # minibatches visit the support set in one constant order
+
+Weights = dict[str, Tensor]
+
+
+class Finetune(Algorithm):
+    """Pre-trains an embedding with a classifier over all training classes, and fits a new head to every episode."""
+
+    batches = Examples
+    norms = ("running", "transductive", "support")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        batch: int,
+        head: Literal["cosine", "linear"],
+        backbone: Literal["frozen", "full"],
+        scale: float,
+        head_scale: float,
+        head_lr: float,
+        head_decay: float,
+        head_epochs: int,
+        head_batch: int,
+    ) -> None:
+        super().__init__()
+        for name, value in (("scale", scale), ("head_scale", head_scale), ("head_lr", head_lr)):
+            if value <= 0:
+                raise ValueError(f"algo.{name} = {value}, but it must be positive.")
+        if head_epochs < 0 or head_batch < 1:
+            raise ValueError("algo.head_epochs must be at least 0 and algo.head_batch at least 1.")
+        self.model = model
+        self.classifier = nn.Linear(model.out_features, classes, bias=head == "linear")  # type: ignore[arg-type]
+        self.batch = batch
+        self.bulk = backbone == "frozen"
+        self.head, self.scale, self.head_scale = head, scale, head_scale
+        self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs) if self.bulk else inputs
+
+    def loss(self, batch: Batch) -> Outcome:
+        assert isinstance(batch, Examples), "pre-training eats Examples over all training classes"
+        with statistics(self, track=self.training):
+            features = self.model(batch.inputs)
+        if self.head == "cosine":
+            return outcome(cosine(features, self.classifier.weight, self.scale), batch.targets)
+        return outcome(self.classifier(features), batch.targets)
+
+    def adapt(self, support: Examples) -> Predictor:
+        weights = self._start(support)
+        velocity: Weights = {}
+        for rows in self._minibatches(len(support.inputs)):
+            chosen = torch.as_tensor(rows, device=support.inputs.device)
+            part = Examples(support.inputs[chosen], support.targets[chosen])
+            grads = grad(self._head_loss)(weights, part)
+            grads = {name: g + self.head_decay * weights[name] for name, g in grads.items()}
+            velocity = {
+                name: MOMENTUM * velocity[name] + (1 - DAMPENING) * g if velocity else g for name, g in grads.items()
+            }
+            weights = {name: weight - self.head_lr * velocity[name] for name, weight in weights.items()}
+        return lambda queries: self.under_norm(lambda x: self._logits(weights, x), support.inputs, queries)
+
+    def _start(self, support: Examples) -> Weights:
+        """The weights that an episode fits, before its first step: the head `[way, features]`, and the backbone if full."""
+        backbone = {} if self.bulk else {name: weight.detach() for name, weight in self.model.named_parameters()}
+        means = centroids(Examples(self._features(backbone, support.inputs), support.targets))
+        if self.head == "cosine":
+            return backbone | {"head": functional.normalize(means, dim=1)}
+        return backbone | {"head": torch.zeros_like(means), "bias": torch.zeros_like(means[:, 0])}
+
+    def _features(self, weights: Weights, inputs: Tensor) -> Tensor:
+        return inputs if self.bulk else functional_call(self.model, weights, inputs)
+
+    def _logits(self, weights: Weights, inputs: Tensor) -> Tensor:
+        backbone = {name: weight for name, weight in weights.items() if name not in ("head", "bias")}
+        features = self._features(backbone, inputs)
+        if self.head == "cosine":
+            return cosine(features, weights["head"], self.head_scale)
+        return functional.linear(features, weights["head"], weights["bias"])
+
+    def _head_loss(self, weights: Weights, part: Examples) -> Tensor:
+        return functional.cross_entropy(self._logits(weights, part.inputs), part.targets)
+
+    def _minibatches(self, n: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(ORDER_SEED)
+        cuts = range(self.head_batch, n, self.head_batch)
+        return [rows for _ in range(self.head_epochs) for rows in np.split(rng.permutation(n), cuts)]

@@ -1,0 +1,82 @@
+"""Model-Agnostic Meta-Learning, Finn, Abbeel and Levine, 2017 (https://arxiv.org/abs/1703.03400), and its relatives.
+
+`first_order` drops the second derivatives; `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157).
+As in the published code, normalisation uses batch statistics always, and its scale and shift are learned by the outer loop
+only. The inner loss is the mean over the support set, so that a published step for the sum over classes is `way` times ours.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.episodes import Examples
+from fsl_cli.models.norm import Norm
+
+Weights = dict[str, Tensor]
+
+
+class MAML(Algorithm):
+    """Learns initial weights from which a few steps of gradient descent on the support set solve an episode."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        way: int,
+        inner_lr: float,
+        inner_steps: int,
+        eval_inner_steps: int,
+        first_order: bool,
+        adapts: Literal["all", "head"],
+    ) -> None:
+        super().__init__()
+        if inner_lr <= 0:
+            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
+        for name, steps in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps)):
+            if steps < 0:
+                raise ValueError(f"algo.{name} = {steps}, but it must not be negative.")
+        self.model = model
+        self.head = nn.Linear(model.out_features, way)  # type: ignore[arg-type]
+        self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
+        self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
+        outer_only = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
+        self.adapted = [
+            name
+            for name, parameter in self.named_parameters()
+            if id(parameter) not in outer_only and (adapts == "all" or name.startswith("head."))
+        ]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `[n, way]` of the network as it stands."""
+        return self.head(self.model(inputs))
+
+    def adapt(self, support: Examples) -> Predictor:
+        return self.path(support)[-1]
+
+    def path(self, support: Examples) -> list[Predictor]:
+        weights = {name: self.get_parameter(name) for name in self.adapted}
+        steps = [weights]
+        features = self.model(support.inputs) if self.adapts == "head" else None
+        for _ in range(self.inner_steps if self.training else self.eval_inner_steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.first_order):
+                grads = grad(self.support_loss)(weights, support, features)
+            weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
+            steps.append(weights)
+        return [self._predictor(weights, support.inputs) for weights in steps]
+
+    def support_loss(self, weights: Weights, support: Examples, features: Tensor | None) -> Tensor:
+        """Mean cross entropy on the support set; `features`, if given, spare the passes through a body that stays."""
+        if features is None:
+            logits = functional_call(self, weights, support.inputs)
+        else:
+            logits = functional.linear(features, weights["head.weight"], weights["head.bias"])
+        return functional.cross_entropy(logits, support.targets)
+
+    def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
+        def network(inputs: Tensor) -> Tensor:
+            return functional_call(self, weights, inputs)
+
+        return lambda queries: self.under_norm(network, support, queries)

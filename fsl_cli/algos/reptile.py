@@ -1,0 +1,132 @@
+"""Reptile: On First-Order Meta-Learning Algorithms, Nichol, Achiam and Schulman, 2018 (https://arxiv.org/abs/1803.02999).
+
+The optimizer sees `theta - mean(theta_i)` as the gradient, so that `optimizer=sgd` with a learning rate annealed from 1 to 0
+is the published update. The inner Adam has beta1 = 0; its second moments live on between tasks. The published code runs the
+tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks, outcome
+from fsl_cli.episodes import Episode, Examples
+
+BETA2, EPS = 0.999, 1e-8
+ORDER_SEED = 20180302  # minibatches visit the support set in one constant order
+
+
+Weights = dict[str, Tensor]
+
+
+class State(NamedTuple):
+    """Where an inner loop stands: the weights, Adam's second moments, and the loss and accuracy of the last minibatch."""
+
+    weights: Weights
+    moments: Weights
+    outcome: Outcome
+
+
+class Reptile(Algorithm):
+    """Moves the initial weights towards the weights that each task was trained to."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        way: int,
+        inner_optimizer: Literal["adam", "sgd"],
+        inner_lr: float,
+        inner_steps: int,
+        inner_batch: int,
+        eval_inner_steps: int,
+        eval_inner_batch: int,
+    ) -> None:
+        super().__init__()
+        if inner_lr <= 0:
+            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
+        for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch)):
+            if value < 1:
+                raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
+        if eval_inner_steps < 0 or eval_inner_batch < 1:
+            raise ValueError("algo.eval_inner_steps must be at least 0 and algo.eval_inner_batch at least 1.")
+        self.model = model
+        self.head = nn.Linear(model.out_features, way)  # type: ignore[arg-type]
+        self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
+        self.inner_steps, self.inner_batch = inner_steps, inner_batch
+        self.eval_inner_steps, self.eval_inner_batch = eval_inner_steps, eval_inner_batch
+        self.register_buffer("count", torch.zeros(()))  # inner steps that the moments have seen
+        for name, weight in list(self.named_parameters()):
+            self.register_buffer(_moment(name), torch.zeros_like(weight))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `[n, way]` of the network as it stands."""
+        return self.head(self.model(inputs))
+
+    def adapt(self, support: Examples) -> Predictor:
+        return self.path(support)[-1]
+
+    def path(self, support: Examples) -> list[Predictor]:
+        steps = [dict(self.named_parameters())]
+        steps += [state.weights for state in self._descend(support, self.eval_inner_steps, self.eval_inner_batch)]
+        return [self._predictor(weights, support.inputs) for weights in steps]
+
+    @torch.no_grad()
+    def backward(self, batch: Batch) -> Outcome:
+        assert isinstance(batch, Episode), "Reptile trains on episodes; their query sets are empty and unused"
+        total: dict[str, Tensor] = {}
+        for part, share in chunks(batch, self.task_chunk):
+            last = vmap(self._last)(part.support)  # a State whose tensors have a leading [tasks]
+            means = {f"weights.{name}": value.mean(0) for name, value in last.weights.items()}
+            means |= {f"moments.{name}": value.mean(0) for name, value in last.moments.items()}
+            means |= {f"outcome.{name}": value.mean(0) for name, value in last.outcome._asdict().items()}
+            total = {name: value * share + total.get(name, 0.0) for name, value in means.items()}
+        for name, weight in self.named_parameters():
+            weight.grad = weight - total[f"weights.{name}"]
+            self.get_buffer(_moment(name)).copy_(total[f"moments.{name}"])
+        self.get_buffer("count").add_(self.inner_steps)
+        return Outcome(total["outcome.loss"], total["outcome.accuracy"])
+
+    def _last(self, support: Examples) -> State:
+        *_, state = self._descend(support, self.inner_steps, self.inner_batch)
+        return state
+
+    def _descend(self, support: Examples, steps: int, batch: int) -> Iterator[State]:
+        """The state after each inner step on minibatches of a support set `[n, ...]`."""
+        weights = {name: weight.detach() for name, weight in self.named_parameters()}
+        moments = {name: self.get_buffer(_moment(name)) for name in weights}
+        for step, rows in enumerate(minibatches(len(support.inputs), batch, steps), start=1):
+            chosen = torch.as_tensor(rows, device=support.inputs.device)
+            part = Examples(support.inputs[chosen], support.targets[chosen])
+            grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
+            if self.inner_optimizer == "adam":
+                moments = {name: BETA2 * v + (1 - BETA2) * grads[name].square() for name, v in moments.items()}
+                correction = 1 - BETA2 ** (self.get_buffer("count") + step)
+                grads = {name: g / ((moments[name] / correction).sqrt() + EPS) for name, g in grads.items()}
+            weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
+            yield State(weights, moments, result)
+
+    def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
+        result = outcome(functional_call(self, weights, part.inputs), part.targets)
+        return result.loss, Outcome(result.loss.detach(), result.accuracy)
+
+    def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
+        def network(inputs: Tensor) -> Tensor:
+            return functional_call(self, weights, inputs)
+
+        return lambda queries: self.under_norm(network, support, queries)
+
+
+def minibatches(n: int, batch: int, count: int) -> np.ndarray:
+    """Rows `[count, min(n, batch)]` of a set of `n` items: shuffled passes through it, cut into minibatches."""
+    batch = min(n, batch)
+    rng = np.random.default_rng(ORDER_SEED)
+    passes = -(-count * batch // n)
+    return np.concatenate([rng.permutation(n) for _ in range(passes)])[: count * batch].reshape(count, batch)
+
+
+def _moment(name: str) -> str:
+    return "moment_" + name.replace(".", "_")

@@ -1,0 +1,161 @@
+"""Which items form step `k` of a stream: samplers without state, and the gathering of items into episodes.
+
+`indices(step)` is a pure function of (seed, stream, step). Resuming needs only the step number, every process draws the same
+list, and a CPU and a GPU see the same episodes.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_cli.datasets.packed import Classes
+
+# The evaluation streams are apart from the training stream: equal seeds never give equal keys.
+TRAIN = 0
+EVALUATION = {"train": 10, "val": 11, "test": 12}
+
+
+class Examples(NamedTuple):
+    """Labelled items; a meta-batch adds `tasks` in front of both."""
+
+    inputs: Tensor  # [n, *item]
+    targets: Tensor  # [n, way] one-hot, or [n, *out] for regression
+
+
+class Episode(NamedTuple):
+    """One task: the examples to learn from, and those to be judged by."""
+
+    support: Examples
+    query: Examples
+
+
+class Indices(NamedTuple):
+    """Item numbers and the quarter turns to apply to them, same shape: `[tasks, way, each]` or `[n]`."""
+
+    items: np.ndarray
+    turns: np.ndarray
+
+
+def generator(seed: int, stream: int, step: int) -> np.random.Generator:
+    """The generator of one step of one stream."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, step))))
+
+
+def _distinct(keys: np.ndarray, count: int) -> np.ndarray:
+    """The positions of the `count` smallest keys along the last axis, in the order of their keys: a random selection."""
+    if count == keys.shape[-1]:
+        return np.argsort(keys, axis=-1)
+    chosen = np.argpartition(keys, count - 1, axis=-1)[..., :count]
+    order = np.argsort(np.take_along_axis(keys, chosen, axis=-1), axis=-1)
+    return np.take_along_axis(chosen, order, axis=-1)
+
+
+class EpisodeSampler:
+    """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class."""
+
+    def __init__(
+        self, classes: Classes, way: int, shot: int, queries: int, tasks: int, seed: int, stream: int, prefix: str = "task."
+    ) -> None:
+        """`prefix` is how the user calls the numbers in a message: `task.` or `task.train_`."""
+        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("queries", queries, 0)):
+            if value < least:
+                raise ValueError(f"{prefix}{name} = {value}, but it must be at least {least}.")
+        if tasks < 1:
+            raise ValueError(f"task.tasks = {tasks}, but it must be at least 1.")
+        if seed < 0:
+            raise ValueError(f"seed = {seed}, but it must not be negative.")
+        if way > len(classes):
+            raise ValueError(f"{prefix}way = {way}, but the split has only {len(classes)} classes. Lower {prefix}way.")
+        self.each = shot + queries
+        smallest = int(np.argmin(classes.counts))
+        if self.each > classes.counts[smallest]:
+            raise ValueError(
+                f"{prefix}shot + {prefix}queries = {shot} + {queries} = {self.each}, but class "
+                f"{classes.names[smallest]!r} has {classes.counts[smallest]} items. Lower one of them."
+            )
+        self.classes, self.way, self.shot, self.queries = classes, way, shot, queries
+        self.tasks, self.seed, self.stream = tasks, seed, stream
+
+    def indices(self, step: int) -> Indices:
+        """The items of step `step`: `[tasks, way, shot + queries]`, the support first."""
+        rng = generator(self.seed, self.stream, step)
+        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), self.way)  # [tasks, way]
+        counts = self.classes.counts[chosen][..., None]
+        keys = rng.random((self.tasks, self.way, int(counts.max())))
+        keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # beyond the class's last item: never among the smallest
+        items = self.classes.starts[chosen][..., None] + _distinct(keys, self.each)
+        return Indices(items, np.broadcast_to(self.classes.turns[chosen][..., None], items.shape))
+
+    def fixed(self, start: int, stop: int) -> Indices:
+        """Evaluation episodes `start` to `stop`, one key each, so that the list does not depend on how it is cut."""
+        assert self.tasks == 1, "an evaluation episode has its own key"
+        drawn = [self.indices(number) for number in range(start, stop)]
+        return Indices(np.concatenate([d.items for d in drawn]), np.concatenate([d.turns for d in drawn]))
+
+
+class BatchSampler:
+    """Draws `batch` items a step from all classes, epoch by epoch without replacement, for supervised pre-training."""
+
+    def __init__(self, classes: Classes, batch: int, seed: int, stream: int) -> None:
+        self.labels = np.repeat(np.arange(len(classes)), classes.counts)  # [n]
+        within = np.arange(len(self.labels)) - np.repeat(np.cumsum(classes.counts) - classes.counts, classes.counts)
+        self.items = classes.starts[self.labels] + within
+        self.turns = classes.turns[self.labels]
+        if not 1 <= batch <= len(self.labels):
+            raise ValueError(f"algo.batch = {batch}, but it must be 1 to {len(self.labels)}, the number of training items.")
+        self.batch = batch
+        self._order = lru_cache(maxsize=1)(lambda epoch: generator(seed, stream, epoch).permutation(len(self.labels)))
+
+    def indices(self, step: int) -> tuple[Indices, np.ndarray]:
+        """The items of step `step` and their class numbers, all `[batch]`."""
+        epoch, place = divmod(step, len(self.labels) // self.batch)
+        chosen = self._order(epoch)[place * self.batch : (place + 1) * self.batch]
+        return Indices(self.items[chosen], self.turns[chosen]), self.labels[chosen]
+
+
+class Store:
+    """The items of a data set on the device, gathered into float batches in [0, 1] there."""
+
+    def __init__(self, items: np.ndarray, device: torch.device) -> None:
+        self.items = torch.tensor(np.asarray(items), device=device)  # uint8 [n, C, H, W]
+        self.shape = self.items.shape[1:]
+        height, width = self.shape[-2:]
+        pixels = np.arange(height * width).reshape(height, width)
+        if height == width:
+            turned = np.stack([np.rot90(pixels, k).flatten() for k in range(4)])
+        else:
+            turned = pixels.reshape(1, -1)
+        self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
+
+    def gather(self, indices: Indices) -> Tensor:
+        """Items `[..., *item]` for indices `[...]`."""
+        device = self.items.device
+        items = self.items[torch.as_tensor(indices.items.ravel(), device=device)]  # [n, C, H, W]
+        if indices.turns.any():
+            turns = torch.as_tensor(indices.turns.ravel(), device=device)
+            source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
+            items = items.flatten(2).gather(2, source)
+        return (items.to(torch.float32) / 255).reshape(*indices.items.shape, *self.shape)
+
+    def episodes(self, indices: Indices, shot: int) -> Episode:
+        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
+        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
+
+    def _examples(self, inputs: Tensor) -> Examples:
+        return label(inputs.flatten(1, 2), inputs.shape[1])
+
+    def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
+        """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
+        targets = torch.as_tensor(labels, device=self.items.device)
+        return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
+
+
+def label(inputs: Tensor, way: int) -> Examples:
+    """Gives inputs `[tasks, way * each, ...]`, sorted by class, their one-hot targets `[tasks, way * each, way]`."""
+    tasks, n = inputs.shape[:2]
+    slots = torch.eye(way, device=inputs.device).repeat_interleave(n // way, dim=0)
+    return Examples(inputs, slots.expand(tasks, n, way))

@@ -1,0 +1,48 @@
+"""Conv4: the four-block convolutional embedding of the few-shot literature (Vinyals et al. 2016, Snell et al. 2017).
+
+Each block is a 3x3 convolution, normalisation, ReLU and a halving of the map: by 2x2 max pooling as in ProtoNet, or by the
+stride of the convolution as in MAML and Reptile on Omniglot. The convolutions have no bias: the normalisation removes it.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fsl_cli.models.norm import Norm
+
+
+class Conv4(nn.Module):
+    """Images `[n, C, H, W]` -> embeddings `[n, features]`: the last map flattened, or its mean with `pooling=mean`."""
+
+    def __init__(
+        self,
+        item_shape: tuple[int, ...],
+        filters: int = 64,
+        halving: Literal["pool", "stride"] = "pool",
+        pooling: Literal["flatten", "mean"] = "flatten",
+    ) -> None:
+        super().__init__()
+        if len(item_shape) != 3:
+            raise ValueError(f"model=conv4 takes images [C, H, W], but the items of the data set are {item_shape}.")
+        if filters < 1:
+            raise ValueError(f"model.filters = {filters}, but it must be at least 1.")
+        blocks = []
+        for channels in (item_shape[0], filters, filters, filters):
+            stride = 2 if halving == "stride" else 1
+            blocks += [nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False), Norm(filters), nn.ReLU()]
+            blocks += [nn.MaxPool2d(2)] if halving == "pool" else []
+        self.blocks = nn.Sequential(*blocks)
+        self.pooling = pooling
+        try:
+            with torch.no_grad():
+                self.out_features = self(torch.zeros(1, *item_shape)).shape[1]
+        except RuntimeError as error:
+            raise ValueError(
+                f"model=conv4 halves the image four times, so {item_shape[1]}x{item_shape[2]} is too small. "
+                "Use images of 16x16 or more, or model.halving=stride."
+            ) from error
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.blocks(inputs)  # [n, filters, h, w]
+        return maps.mean(dim=(2, 3)) if self.pooling == "mean" else maps.flatten(1)
