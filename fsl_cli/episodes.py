@@ -57,7 +57,15 @@ class EpisodeSampler:
     """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class."""
 
     def __init__(
-        self, classes: Classes, way: int, shot: int, queries: int, tasks: int, seed: int, stream: int, prefix: str = "task."
+        self,
+        classes: Classes,
+        way: int,
+        shot: int,
+        queries: int,
+        tasks: int,
+        seed: int,
+        stream: int,
+        prefix: str = "task.",
     ) -> None:
         """`prefix` is how the user calls the numbers in a message: `task.` or `task.train_`."""
         for name, value, least in (("way", way, 2), ("shot", shot, 1), ("queries", queries, 0)):

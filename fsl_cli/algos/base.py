@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,13 @@ class Algorithm(nn.Module, ABC):
                 "Choose one of them."
             )
         self.norm = protocol
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
         for layer in norms(self):
-            layer.running = protocol == "running"
+            layer.running = not mode and self.norm == "running"
+        return self
 
     def fit(self, support: Examples) -> Predictor:
         """Learns one episode from raw support items `[n, *item]`; the predictor takes raw items too. For eval mode."""
@@ -97,9 +102,7 @@ class Algorithm(nn.Module, ABC):
         rows = n if self.norm == "support" and not self.training else None
         with statistics(self, groups=tasks, rows=rows, track=self.training):
             features = self.embed(inputs.flatten(0, 1)).unflatten(0, (tasks, -1))
-        return Episode(
-            Examples(features[:, :n], batch.support.targets), Examples(features[:, n:], batch.query.targets)
-        )
+        return Episode(Examples(features[:, :n], batch.support.targets), Examples(features[:, n:], batch.query.targets))
 
     def loss(self, batch: Batch) -> Outcome:
         """Mean query loss of the meta-batch, with its graph, and the accuracy."""

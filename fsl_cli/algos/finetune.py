@@ -76,9 +76,7 @@ class Finetune(Algorithm):
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads = grad(self._head_loss)(weights, part)
             grads = {name: g + self.head_decay * weights[name] for name, g in grads.items()}
-            velocity = {
-                name: MOMENTUM * velocity[name] + (1 - DAMPENING) * g if velocity else g for name, g in grads.items()
-            }
+            velocity = {name: MOMENTUM * velocity[name] + (1 - DAMPENING) * g if velocity else g for name, g in grads.items()}
             weights = {name: weight - self.head_lr * velocity[name] for name, weight in weights.items()}
         return lambda queries: self.under_norm(lambda x: self._logits(weights, x), support.inputs, queries)
 

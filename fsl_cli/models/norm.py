@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class Norm(nn.Module):
     """Normalises each channel of `[n, features, *space]` by its mean and variance, then scales and shifts it.
 
-    Statistics come from the batch, except in eval mode with `running` set. Running statistics are gathered only inside
+    Statistics come from the batch, or with `running` set from the running ones. Running statistics are gathered only inside
     `statistics(..., track=True)`, that is never under a map over tasks, where writing to a buffer would be wrong.
     """
 
@@ -36,7 +36,7 @@ class Norm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         channels = (1, -1) + (1,) * (inputs.dim() - 2)
-        if self.running and not self.training:
+        if self.running:
             mean, var = self.running_mean.view(channels), self.running_var.view(channels)
         else:
             groups = inputs.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]

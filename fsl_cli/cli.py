@@ -1,0 +1,70 @@
+"""`fsl COMMAND key=value ...`: picks the command and hands the rest to Hydra. Imports nothing slow before it must."""
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+
+HELP = """fsl: few-shot and meta-learning experiments.
+
+usage: fsl COMMAND [key=value ...]
+
+  train       meta-train, validate, test         fsl train algo=maml dataset=omniglot
+  evaluate    score a checkpoint                 fsl evaluate checkpoint=runs/train/.../best.pt
+  algos       what algo=NAME can be
+  datasets    what dataset=NAME can be
+  models      what model=NAME can be
+
+fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
+"""
+COMMANDS = ("train", "evaluate")
+LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
+
+
+def main() -> None:
+    """The console script."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif command in ("-V", "--version"):
+        print(version("fsl-cli"))
+    elif command in LISTS:
+        print(listing(LISTS[command]), end="")
+    elif command in COMMANDS:
+        sys.exit(run(command, rest))
+    else:
+        known = ", ".join((*COMMANDS, *LISTS))
+        print(f"There is no command {command!r}. The commands are {known}; fsl --help says more.", file=sys.stderr)
+        sys.exit(2)
+
+
+def listing(group: str) -> str:
+    """A line for each file of a config group: its name and its first comment."""
+    found = sorted(entry for entry in files("fsl_cli.configs").joinpath(group).iterdir() if entry.name.endswith(".yaml"))
+    first = {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").splitlines()[0] for entry in found}
+    width = max(map(len, first))
+    return "".join(f"{name:<{width}}  {line.removeprefix('# ')}\n" for name, line in first.items())
+
+
+def run(command: str, overrides: list[str]) -> int:
+    """Runs a command through Hydra; returns the exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
+    from fsl_cli.errors import Told, explain
+
+    try:
+        module = importlib.import_module(f"fsl_cli.{command}")
+        sys.argv = [f"fsl {command}", *module.prepare(overrides)]
+        module.main()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except Told as error:
+        return error.code
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        print(explained[0], file=sys.stderr)
+        return explained[1]
+    return 0

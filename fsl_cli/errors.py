@@ -1,0 +1,87 @@
+"""How a mistake or a failure ends: one sentence on stderr and in the run's log, exit code 2 for usage and 1 for a failed run."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl_cli.config import suggest
+
+log = logging.getLogger(__name__)
+
+
+class RunError(RuntimeError):
+    """A run that was asked for rightly and failed all the same."""
+
+
+class Told(Exception):  # noqa: N818 - not an error of its own: it carries the exit code of one that was told
+    """Ends the program after the user has read why."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Runs a job; an error that `explain` knows is logged at once, so that in a sweep every failed job says why."""
+    try:
+        return run(cfg)
+    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        log.error(explained[0])
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise Told(*explained) from error  # Hydra goes on with the other jobs
+        raise SystemExit(explained[1]) from error
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code for an error, or None for a defect of ours, which deserves its traceback."""
+    if isinstance(error, OmegaConfBaseException | HydraException):
+        return _configuration(error), 2
+    if isinstance(error, torch.OutOfMemoryError):
+        return "Out of memory on the device. Lower device.task_chunk or task.tasks.", 1
+    if isinstance(error, RunError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror or error}. If it is where the run writes, choose another folder with out=PATH "
+            "(packed data: cache_dir=PATH).",
+            1,
+        )
+    return (str(error), 2) if isinstance(error, ValueError) else None
+
+
+def _configuration(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors, which carry the reason in their cause, in one sentence."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file and link.options:
+            group, _, name = link.missing_cfg_file.rpartition("/")
+            return f"{group} = {name!r}, but there is no configs/{group}/{name}.yaml.{suggest(name, link.options)}"
+    for link in chain:
+        key = getattr(link, "full_key", None)
+        if isinstance(link, OmegaConfBaseException) and key:
+            reason = str(link.msg or link).splitlines()[0]
+            if "not in" in reason:
+                parent = getattr(link, "parent_node", None)
+                known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+                return f"There is no key {key}.{suggest(str(key).rpartition('.')[2], known) if known else ''}"
+            return f"{key}: {reason}."
+    lines = [line.strip() for line in str(chain[0]).splitlines() if line.strip()]
+    return re.sub(r"\s+", " ", ". ".join(lines[:2]))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,134 @@
+"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score a fixed list of episodes, report accuracy with its interval."""
+
+import csv
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fsl_cli import checkpoint, device
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.config import build, check, register, typed
+from fsl_cli.datasets.packed import Packed
+from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
+from fsl_cli.errors import told
+from fsl_cli.metrics import Scores, summary
+from fsl_cli.scoring import score
+
+log = logging.getLogger(__name__)
+
+TRAINED = ("algo", "dataset", "model", "task")
+
+register()
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
+    path = typed(overrides).get("checkpoint")
+    store = ConfigStore.instance()
+    if path is None:
+        if not {"--help", "-h", "--hydra-help"} & set(overrides):
+            raise ValueError("checkpoint has no value. Name one: fsl evaluate checkpoint=runs/train/.../best.pt.")
+        config, names = DictConfig({group: {} for group in TRAINED}), dict.fromkeys(TRAINED, "trained")
+        names["seed"] = "0"
+    else:
+        content = checkpoint.load(path, "checkpoint")
+        config, names = OmegaConf.create(content["config"]), content["choices"]
+    store.store(name="trained", node={**names})
+    for group in TRAINED:
+        store.store(group=group, name="trained", node=config[group])
+    return overrides
+
+
+@hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="evaluate")
+def main(cfg: DictConfig) -> float:
+    """Runs one evaluation; returns its accuracy."""
+    return told(run, cfg)
+
+
+def run(cfg: DictConfig) -> float:
+    """Rebuilds the trained algorithm, scores the episodes, and writes result.json and episodes.csv."""
+    start = time.perf_counter()
+    check(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    place = device.choose(cfg.device.name, cfg.device.threads)
+    content = checkpoint.load(cfg.checkpoint, "checkpoint")
+    data = build(cfg.dataset, "dataset").load()
+    if list(data.item_shape) != content["data"]["item_shape"]:
+        raise ValueError(
+            f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
+            "Choose a data set, or its size option, with the same item shape."
+        )
+    sampler = evaluation_sampler(cfg, data, cfg.split)
+    model = build(cfg.model, "model", item_shape=data.item_shape)
+    algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]).to(place)
+    checkpoint.load_weights(algo, content, "checkpoint")
+    algo.task_chunk = cfg.device.task_chunk
+    if cfg.norm is not None:
+        algo.use_norm(cfg.norm)
+    scores = score(algo, Store(data.items, place), sampler, cfg.episodes)
+    chosen = HydraConfig.get().runtime.choices
+    names = {group: content["choices"][group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
+    wall = time.perf_counter() - start
+    result = summary(scores) | protocol(cfg, algo, names, sampler, cfg.split) | {
+        "seed": cfg.seed,
+        "train_seed": int(content["choices"]["seed"]),
+        "step": content["step"],
+        "checkpoint": str(cfg.checkpoint),
+        "checkpoint_sha256": checkpoint.sha256(cfg.checkpoint),
+        "wall_time_s": round(wall, 3),
+        "tasks_per_s": round(cfg.episodes / wall, 3),
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    write(folder, result, scores)
+    log.info(line(result))
+    return result["accuracy"]
+
+
+def evaluation_sampler(cfg: DictConfig, data: Packed, split: str) -> EpisodeSampler:
+    """The fixed episodes of a split. Training asks for the same ones: their seed is evaluate.yaml's, never the run's."""
+    seed = cfg.seed if "checkpoint" in cfg else 0
+    task = cfg.task
+    return EpisodeSampler(data.classes(split), task.way, task.shot, task.queries, 1, seed, EVALUATION[split])
+
+
+def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: EpisodeSampler, split: str) -> dict[str, Any]:
+    """Everything that an accuracy must be read with."""
+    return {
+        "episodes": cfg.episodes,
+        "way": sampler.way,
+        "shot": sampler.shot,
+        "queries": sampler.queries,
+        "split": split,
+        "classes": len(sampler.classes),
+        "norm": algo.norm,
+        "inner_steps": getattr(algo, "eval_inner_steps", None),
+        "episode_seed": sampler.seed,
+        **{group: names[group] for group in ("algo", "dataset", "model")},
+        "dataset_options": {k: v for k, v in cfg.dataset.items() if k not in ("_target_", "data_dir", "cache_dir")},
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    """One line for an evaluation, with its whole protocol."""
+    return (
+        f"{result['algo']} on {result['dataset']} {result['split']} ({result['classes']} classes), "
+        f"{result['way']}-way {result['shot']}-shot: {100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % "
+        f"({result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries a class, "
+        f"norm {result['norm']}, trained with seed {result['train_seed']} for {result['step']} steps)"
+    )
+
+
+def write(folder: Path, result: dict[str, Any], scores: Scores) -> None:
+    """Writes result.json and the accuracy of every episode."""
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    with (folder / "episodes.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["episode", "accuracy", "nll"])
+        table.writerows(zip(range(len(scores.truth)), scores.accuracy.tolist(), scores.nll.mean(1).tolist(), strict=True))

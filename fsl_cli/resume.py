@@ -1,0 +1,74 @@
+"""Where a run that goes on starts from: `resume=PATH` or `resume=auto`, and what may change between its processes."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fsl_cli import checkpoint
+from fsl_cli.config import differences, typed
+
+RUNS = Path("runs/train")
+FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
+        "eval_every", "checkpoint_every", "log_every", "early_stop")  # fmt: skip
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Completes what the user typed with what the checkpoint was started with; typed values win."""
+    words = typed(overrides)
+    resume = words.get("resume", "null")
+    if resume in ("null", "") or {"-m", "--multirun"} & set(overrides):
+        return overrides
+    if resume == "auto":
+        if "out" in words:  # the run looks there itself
+            return overrides
+        path = _unfinished(words)
+        if path is None:
+            return overrides
+    else:
+        path = _file(resume)
+    started = checkpoint.load(path, "resume")["overrides"]
+    kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
+    place = [] if "out" in words else [f"out='{path.parent}'"]
+    rest = [word for word in overrides if "resume" not in typed([word])]
+    return [*kept, *rest, *place, f"resume='{path}'"]
+
+
+def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
+    """The checkpoint that a run in `folder` starts from, or None for a new run."""
+    last = folder / "last.pt"
+    if resume is None:
+        if last.exists():
+            raise ValueError(f"out = {folder} already holds a run. Go on with resume=auto, or choose another folder.")
+        return None
+    if resume == "auto":
+        return checkpoint.load(last, "resume") if last.exists() else None
+    return checkpoint.load(_file(resume), "resume")
+
+
+def refuse_contradictions(cfg: DictConfig, content: dict[str, Any]) -> None:
+    """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
+    for key, (here, there) in differences(cfg, OmegaConf.create(content["config"])).items():
+        if key not in FREE and not key.startswith("device."):
+            raise ValueError(
+                f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
+                f"Leave {key} out to go on, or start a new run without resume."
+            )
+    if cfg.steps < content["step"]:
+        raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
+
+
+def _file(resume: str) -> Path:
+    path = Path(resume)
+    return path / "last.pt" if path.is_dir() else path
+
+
+def _unfinished(words: dict[str, str]) -> Path | None:
+    """The newest run that has a checkpoint and no result, and was started with the same overrides (or any, if none are typed)."""
+    asked = {key: value for key, value in words.items() if key != "resume"}
+    found = [path for path in RUNS.glob("*/last.pt") if not (path.parent / "result.json").exists()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        started = typed(checkpoint.load(path, "resume")["overrides"])
+        if not asked or asked == {key: value for key, value in started.items() if key not in ("out", "resume")}:
+            return path
+    return None

@@ -1,0 +1,66 @@
+"""Scoring an algorithm on a fixed list of episodes; training validates with the same code that evaluates."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_cli.algos.base import Algorithm, chunks
+from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, Store, label
+from fsl_cli.metrics import Scores, concatenate, score_logits
+
+CACHED_CHUNK = 250  # episodes scored at once from cached embeddings
+EMBED_BATCH = 1000  # items embedded at once for the cache
+CURVE_EPISODES = 48
+
+
+@torch.no_grad()
+def score(algo: Algorithm, store: Store, sampler: EpisodeSampler, episodes: int) -> Scores:
+    """Scores the first `episodes` episodes of a fixed list, under the algorithm's norm protocol."""
+    training = algo.training
+    algo.eval()
+    indices = sampler.fixed(0, episodes)
+    if algo.bulk and algo.norm == "running":
+        parts = _score_cached(algo, store, indices, sampler.shot)
+    else:
+        size = algo.task_chunk or CACHED_CHUNK
+        parts = []
+        for start in range(0, episodes, size):
+            batch = store.episodes(Indices(*(column[start : start + size] for column in indices)), sampler.shot)
+            parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+    algo.train(training)
+    return concatenate(parts)
+
+
+def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:
+    """Embeds every item of the list once, and scores all episodes from the embeddings."""
+    keys, places = np.unique(indices.items * 4 + indices.turns, return_inverse=True)
+    items, turns = np.divmod(keys, 4)
+    cuts = range(0, len(keys), EMBED_BATCH)
+    features = torch.cat(
+        [algo.embed(store.gather(Indices(items[c : c + EMBED_BATCH], turns[c : c + EMBED_BATCH]))) for c in cuts]
+    )
+    places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
+    parts = []
+    for part in places.split(CACHED_CHUNK):
+        rows, way = features[part], part.shape[1]  # [tasks, way, shot + queries, features]
+        support, query = (label(rows[:, :, cut].flatten(1, 2), way) for cut in (slice(None, shot), slice(shot, None)))
+        parts.append(score_logits(algo.scores(Episode(support, query)), query.targets))
+    return parts
+
+
+@torch.no_grad()
+def adaptation_curve(algo: Algorithm, store: Store, sampler: EpisodeSampler) -> list[float]:
+    """Query accuracy before and after each inner step, over a few episodes; empty for bulk algorithms, which have none."""
+    if algo.bulk:
+        return []
+    training = algo.training
+    algo.eval()
+    batch = store.episodes(sampler.fixed(0, CURVE_EPISODES), sampler.shot)
+    right = [_right(algo.curves(part), part.query) for part, _ in chunks(batch, algo.task_chunk)]  # each [tasks, steps + 1]
+    algo.train(training)
+    means = torch.cat(right).mean(0).tolist()
+    return means if len(means) > 1 else []
+
+
+def _right(logits: Tensor, query: Examples) -> Tensor:
+    return (logits.argmax(-1) == query.targets.argmax(-1).unsqueeze(1)).float().mean(-1)

@@ -1,0 +1,102 @@
+"""What a training run shows and keeps: progress bar or lines, metrics.jsonl, TensorBoard."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from fsl_cli.episodes import Episode
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes to a run folder; continuing at `step` drops what an earlier process wrote after that step."""
+
+    def __init__(self, folder: Path, step: int, steps: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step] if step else []
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def step(self) -> None:
+        """One outer step is done."""
+        self.bar.update()
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Puts values beside the progress bar."""
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Keeps values of one `kind` (train, val) at an outer step."""
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def curve(self, accuracies: list[float]) -> None:
+        """Keeps the query accuracy before and after each inner step; the horizontal axis is the inner step."""
+        for inner_step, accuracy in enumerate(accuracies):
+            self.board.add_scalar("adaptation/accuracy", accuracy, inner_step)
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        """Keeps an image `[3, H, W]` in [0, 1]."""
+        self.board.add_image(name, image, step)
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Keeps the settings of the run beside what it came to."""
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
+        self.board.add_hparams(plain, {f"hparam/{name}": value for name, value in metrics.items()}, run_name=".")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+        self.file.close()
+        self.board.close()
+
+
+def _step(line: str) -> int:
+    """The step of a line of metrics.jsonl; a line that a dying process left half written counts as after all."""
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return sys.maxsize
+
+
+def picture(episode: Episode, logits: Tensor) -> Tensor:
+    """One task as an image `[3, H, W]`: a row per class, support framed grey, queries green if right and red if wrong.
+
+    Takes a meta-batch of one task of images `[1, n, C, H, W]` sorted by class, and its query logits `[1, q, way]`.
+    """
+    way = logits.shape[-1]
+    right = (logits[0].argmax(-1) == episode.query.targets[0].argmax(-1)).cpu()
+    colours = torch.where(right[:, None], torch.tensor([0.1, 0.7, 0.2]), torch.tensor([0.9, 0.1, 0.1]))  # [q, 3]
+    grey = torch.full((episode.support.inputs.shape[1], 3), 0.5)
+    parts = [
+        torch.cat([_framed(items.inputs[0].cpu(), frame).unflatten(0, (way, -1)).transpose(0, 1)], dim=0)
+        for items, frame in ((episode.support, grey), (episode.query, colours))
+    ]
+    tiles = torch.cat(parts)  # [columns, way, 3, H, W]
+    return tiles.permute(2, 1, 3, 0, 4).flatten(3, 4).flatten(1, 2)
+
+
+def _framed(images: Tensor, colours: Tensor, width: int = 2) -> Tensor:
+    """Images `[n, C, H, W]` in a frame of their colour `[n, 3]`."""
+    rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    height, breadth = rgb.shape[2] + 2 * width, rgb.shape[3] + 2 * width
+    tiles = colours[:, :, None, None].expand(-1, -1, height, breadth).clone()
+    tiles[:, :, width:-width, width:-width] = rgb
+    return tiles
