@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,16 +93,16 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
         return found
     raw = read()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+        draft = folder.with_name(f".{key}-{uuid.uuid4().hex}")
+        draft.mkdir(parents=True)
         try:
             _write(draft, raw)
-            shutil.rmtree(folder, ignore_errors=True)
             try:
                 draft.rename(folder)
             except OSError:
-                if _open(folder) is None:  # else another process packed the same data first
-                    raise
+                if _open(folder) is None:  # a damaged one is in the way; else another process packed the same data first
+                    shutil.rmtree(folder)
+                    draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -129,7 +129,7 @@ def _open(folder: Path) -> Raw | None:
         items = np.load(folder / "items.npy", mmap_mode="r", allow_pickle=False)
         table = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
         names, counts = table["names"], table["counts"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     whole = items.dtype == np.uint8 and items.ndim == 4 and len(items) == sum(counts) and len(names) == len(counts)
     return Raw(items, names, counts) if whole else None
