@@ -41,10 +41,10 @@ def main() -> None:
 
 def listing(group: str) -> str:
     """A line for each file of a config group: its name and its first comment."""
-    found = sorted(entry for entry in files("fsl_cli.configs").joinpath(group).iterdir() if entry.name.endswith(".yaml"))
-    first = {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").splitlines()[0] for entry in found}
+    entries = [entry for entry in files("fsl_cli.configs").joinpath(group).iterdir() if entry.name.endswith(".yaml")]
+    first = {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").splitlines()[0] for entry in entries}
     width = max(map(len, first))
-    return "".join(f"{name:<{width}}  {line.removeprefix('# ')}\n" for name, line in first.items())
+    return "".join(f"{name:<{width}}  {first[name].removeprefix('# ')}\n" for name in sorted(first))
 
 
 def run(command: str, overrides: list[str]) -> int:

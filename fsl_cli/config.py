@@ -130,8 +130,7 @@ def arguments(node: Any, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The constructor that a config node names and its arguments, checked against names and annotations."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key} = {node!r}, but a group is chosen by its name: {key}=NAME with a file configs/{key}/NAME.yaml.")
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(node, resolve=True)
     constructor = _locate(plain.pop("_target_"), key)
     parameters = {
         name: parameter for name, parameter in inspect.signature(constructor).parameters.items() if name not in GIVEN[key]

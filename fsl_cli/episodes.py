@@ -132,10 +132,8 @@ class Store:
         self.shape = self.items.shape[1:]
         height, width = self.shape[-2:]
         pixels = np.arange(height * width).reshape(height, width)
-        if height == width:
-            turned = np.stack([np.rot90(pixels, k).flatten() for k in range(4)])
-        else:
-            turned = pixels.reshape(1, -1)
+        turns = range(4 if height == width else 1)  # what is not square cannot be turned
+        turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
     def gather(self, indices: Indices) -> Tensor:

@@ -35,12 +35,12 @@ def prepare(overrides: list[str]) -> list[str]:
     if path is None:
         if not {"--help", "-h", "--hydra-help"} & set(overrides):
             raise ValueError("checkpoint has no value. Name one: fsl evaluate checkpoint=runs/train/.../best.pt.")
-        config, names = DictConfig({group: {} for group in TRAINED}), dict.fromkeys(TRAINED, "trained")
-        names["seed"] = "0"
+        config, names = {group: {} for group in TRAINED}, dict.fromkeys((*TRAINED, "seed"), "trained")
     else:
         content = checkpoint.load(path, "checkpoint")
-        config, names = OmegaConf.create(content["config"]), content["choices"]
-    store.store(name="trained", node={**names})
+        config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
+        assert isinstance(config, dict)
+    store.store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
     for group in TRAINED:
         store.store(group=group, name="trained", node=config[group])
     return overrides
@@ -67,7 +67,7 @@ def run(cfg: DictConfig) -> float:
         )
     sampler = evaluation_sampler(cfg, data, cfg.split)
     model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]).to(place)
+    algo = device.settle(build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place)
     checkpoint.load_weights(algo, content, "checkpoint")
     algo.task_chunk = cfg.device.task_chunk
     if cfg.norm is not None:

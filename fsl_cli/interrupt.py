@@ -22,7 +22,7 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
+    def _wish(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

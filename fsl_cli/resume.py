@@ -48,7 +48,7 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
 
 def refuse_contradictions(cfg: DictConfig, content: dict[str, Any]) -> None:
     """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
-    for key, (here, there) in differences(cfg, OmegaConf.create(content["config"])).items():
+    for key, (here, there) in differences(cfg, DictConfig(OmegaConf.create(content["config"]))).items():
         if key not in FREE and not key.startswith("device."):
             raise ValueError(
                 f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "

@@ -147,7 +147,7 @@ def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -
     """Builds model, algorithm, optimizer and schedule with the initial weights of `seed`."""
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = build(cfg.algo, "algo", model=model, classes=classes).to(place)
+    algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place)
     algo.task_chunk = cfg.device.task_chunk
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))

@@ -112,7 +112,8 @@ class Algorithm(nn.Module, ABC):
     def backward(self, batch: Batch) -> Outcome:
         """Adds the gradient of `loss` to `.grad`, chunk by chunk, so that memory is bounded by the chunk."""
         parts = []
-        for part, share in chunks(batch, self.task_chunk):
+        cut = chunks(batch, self.task_chunk) if isinstance(batch, Episode) else [(batch, 1.0)]
+        for part, share in cut:
             result = self.loss(part)
             (result.loss * share).backward()
             parts.append(Outcome(result.loss.detach() * share, result.accuracy * share))
@@ -139,12 +140,9 @@ def outcome(logits: Tensor, targets: Tensor) -> Outcome:
     return Outcome(loss, (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean())
 
 
-def chunks(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
+def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
     """Cuts a meta-batch into parts of at most `size` tasks, each with its share of the whole."""
-    if isinstance(batch, Examples) or size is None:
-        yield batch, 1.0
-        return
     tasks = len(batch.support.targets)
-    for start in range(0, tasks, size):
-        part = Episode(*(Examples(*(t[start : start + size] for t in part)) for part in batch))
+    for start in range(0, tasks, size or tasks):
+        part = Episode(*(Examples(*(t[start : start + (size or tasks)] for t in part)) for part in batch))
         yield part, len(part.support.targets) / tasks

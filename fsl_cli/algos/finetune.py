@@ -54,6 +54,7 @@ class Finetune(Algorithm):
         self.classifier = nn.Linear(model.out_features, classes, bias=head == "linear")  # type: ignore[arg-type]
         self.batch = batch
         self.bulk = backbone == "frozen"
+        self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items have no statistics of their own
         self.head, self.scale, self.head_scale = head, scale, head_scale
         self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
 
@@ -78,7 +79,7 @@ class Finetune(Algorithm):
             grads = {name: g + self.head_decay * weights[name] for name, g in grads.items()}
             velocity = {name: MOMENTUM * velocity[name] + (1 - DAMPENING) * g if velocity else g for name, g in grads.items()}
             weights = {name: weight - self.head_lr * velocity[name] for name, weight in weights.items()}
-        return lambda queries: self.under_norm(lambda x: self._logits(weights, x), support.inputs, queries)
+        return lambda queries: self._logits(weights, queries)
 
     def _start(self, support: Examples) -> Weights:
         """The weights that an episode fits, before its first step: the head `[way, features]`, and the backbone if full."""

@@ -57,7 +57,7 @@ class MAML(Algorithm):
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
-        weights = {name: self.get_parameter(name) for name in self.adapted}
+        weights: Weights = {name: self.get_parameter(name) for name in self.adapted}
         steps = [weights]
         features = self.model(support.inputs) if self.adapts == "head" else None
         for _ in range(self.inner_steps if self.training else self.eval_inner_steps):

@@ -70,7 +70,7 @@ class Reptile(Algorithm):
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
-        steps = [dict(self.named_parameters())]
+        steps: list[Weights] = [dict(self.named_parameters())]
         steps += [state.weights for state in self._descend(support, self.eval_inner_steps, self.eval_inner_batch)]
         return [self._predictor(weights, support.inputs) for weights in steps]
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Norm(nn.Module):
@@ -35,19 +36,19 @@ class Norm(nn.Module):
         self.track = False
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.running or (self.track and self.groups == 1):  # not under a map with gradients: the fused kernel is right
+            buffers = (self.running_mean, self.running_var)
+            return functional.batch_norm(inputs, *buffers, self.scale, self.shift, not self.running, self.momentum, self.eps)
         channels = (1, -1) + (1,) * (inputs.dim() - 2)
-        if self.running:
-            mean, var = self.running_mean.view(channels), self.running_var.view(channels)
+        groups = inputs.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
+        rows = groups[:, : self.rows]
+        var, mean = torch.var_mean(rows, dim=[1, *range(3, groups.dim())], correction=0, keepdim=True)
+        if self.track:
+            self._update(mean, var, rows.numel() // mean.numel())
+        if self.groups == 1:
+            mean, var = mean.squeeze(0), var.squeeze(0)  # [1, features, *ones]
         else:
-            groups = inputs.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
-            reduced = [1, *range(3, groups.dim())]
-            var, mean = torch.var_mean(groups[:, : self.rows], dim=reduced, correction=0, keepdim=True)
-            if self.track:
-                self._update(mean, var, groups[:, : self.rows].numel() // mean.numel())
-            if self.groups == 1:
-                mean, var = mean.squeeze(0), var.squeeze(0)  # [1, features, *ones]
-            else:
-                inputs = groups
+            inputs = groups
         gain = self.scale.view(channels) * torch.rsqrt(var + self.eps)
         outputs = torch.addcmul(self.shift.view(channels) - mean * gain, inputs, gain)
         return outputs.flatten(0, 1) if outputs.dim() > len(channels) else outputs

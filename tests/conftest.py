@@ -1,0 +1,29 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from fsl_cli.config import register
+
+register()
+torch.set_num_threads(1)  # the tests are small, and pytest-xdist runs one process per core
+
+
+@pytest.fixture
+def data_dir() -> str:
+    """The raw data sets; a test that needs them is skipped without FSL_DATA_DIR, and fails where CI promised them."""
+    folder = os.environ.get("FSL_DATA_DIR", "")
+    if folder and Path(folder).is_dir():
+        return str(Path(folder).resolve())
+    if os.environ.get("FSL_REQUIRE_DATA"):
+        pytest.fail(f"FSL_DATA_DIR = {folder!r} is not a folder, and FSL_REQUIRE_DATA forbids to skip.")
+    pytest.skip("needs the real data: set FSL_DATA_DIR to a folder with omniglot-py/ in it")
+
+
+def composed(*overrides: str, command: str = "train") -> DictConfig:
+    """The config of a command, as Hydra composes it, without a run folder."""
+    with initialize_config_module("fsl_cli.configs", version_base="1.3"):
+        return compose(command, overrides=["out=unused", *overrides])

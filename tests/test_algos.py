@@ -1,0 +1,181 @@
+"""The contract of every algorithm in configs/algo, found by listing the folder, with every model of configs/model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import composed
+from torch import Tensor
+
+from fsl_cli import configs
+from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.config import build
+from fsl_cli.device import settle
+from fsl_cli.episodes import Episode, Examples, label
+
+FOLDER = Path(configs.__path__[0])
+ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (FOLDER / "model").glob("*.yaml"))
+SHAPE = (1, 16, 16)
+SMALL = {"conv4": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"]}
+QUICK = {"finetune": ["algo.head_epochs=3"], "reptile": ["algo.eval_inner_steps=4"]}
+CLASSES = 12
+
+
+def make(algo: str, model: str, *overrides: str) -> Algorithm:
+    cfg = composed(f"algo={algo}", f"model={model}", "task.way=3", *SMALL[model], *QUICK.get(algo, []), *overrides)
+    torch.manual_seed(0)
+    network = build(cfg.model, "model", item_shape=SHAPE)
+    return build(cfg.algo, "algo", model=network, classes=CLASSES).double()
+
+
+def blobs(tasks: int, way: int, shot: int, queries: int, noise: float = 0.3) -> Episode:
+    """Episodes of separable classes: each a random pattern, seen through noise."""
+    patterns = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    chosen = torch.stack([torch.randperm(CLASSES)[:way] for _ in range(tasks)])
+    inputs = patterns[chosen].unsqueeze(2) + noise * torch.randn(tasks, way, shot + queries, *SHAPE, dtype=torch.float64)
+    parts = (inputs[:, :, :shot], inputs[:, :, shot:])
+    return Episode(*(Examples(x.flatten(1, 2), label(x.flatten(1, 2), way).targets.double()) for x in parts))
+
+
+def training_batch(algo: Algorithm, tasks: int) -> Batch:
+    if algo.batches is Episode:
+        return blobs(tasks, 3, 2, 4)
+    episode = blobs(1, CLASSES, 4, 0)  # its slots are the classes in a random order
+    order = torch.randperm(len(episode.support.inputs[0]))
+    return Examples(episode.support.inputs[0][order], episode.support.targets[0][order])
+
+
+def task(batch: Episode, number: int) -> Episode:
+    return Episode(*(Examples(*(tensor[number : number + 1] for tensor in part)) for part in batch))
+
+
+def gradients(algo: Algorithm) -> dict[str, Tensor]:
+    return {name: weight.grad.clone() for name, weight in algo.named_parameters() if weight.grad is not None}
+
+
+def test_the_folders_are_not_empty():
+    assert len(ALGOS) >= 6
+    assert len(MODELS) >= 2
+    assert set(MODELS) == set(SMALL)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("algo", ALGOS)
+def test_logits_have_a_row_per_query_and_a_column_per_class(algo: str, model: str):
+    built = make(algo, model).eval()
+    episode = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        assert built.predictions(episode).shape == (2, 12, 3)
+        for protocol in built.norms:
+            built.use_norm(protocol)
+            predictor = built.fit(Examples(episode.support.inputs[0], episode.support.targets[0]))
+            assert predictor(episode.query.inputs[0]).shape == (12, 3)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_adapting_changes_nothing_and_answers_twice_the_same(algo: str):
+    built = make(algo, "conv4").eval()
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    episode = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        first, second = built.predictions(episode), built.predictions(episode)
+    assert first.equal(second)
+    for name, value in built.state_dict().items():
+        assert value.equal(before[name]), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("algo", [algo for algo in ALGOS if make(algo, "mlp").batches is Episode])
+def test_mapped_loss_and_gradients_equal_a_loop_over_tasks(algo: str, model: str):
+    mapped = make(algo, model).train()
+    batch = blobs(4, 3, 2, 4)
+    mapped.task_chunk = 3  # a full chunk and a rest
+    together = mapped.backward(batch)
+    losses, sums = [], {}
+    for number in range(4):
+        looped = make(algo, model).train()
+        losses.append(looped.backward(task(batch, number)).loss)
+        for name, value in gradients(looped).items():
+            sums[name] = sums.get(name, 0) + value / 4
+    torch.testing.assert_close(together.loss, torch.stack(losses).mean(), rtol=1e-10, atol=1e-12)
+    assert set(sums) == set(gradients(mapped))
+    for name, value in gradients(mapped).items():
+        torch.testing.assert_close(value, sums[name], rtol=1e-7, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("algo", [*ALGOS, "finetune algo.head=linear", "finetune algo.backbone=full", "maml algo.adapts=head"])
+def test_mapped_predictions_equal_one_task_at_a_time_under_every_norm_protocol(algo: str, model: str):
+    name, *options = algo.split()
+    built = make(name, model, *options).eval()
+    batch = blobs(3, 3, 2, 4)
+    with torch.no_grad():
+        for protocol in built.norms:
+            built.use_norm(protocol)
+            mapped = built.predictions(batch)
+            for number in range(3):
+                predictor = built.fit(Examples(batch.support.inputs[number], batch.support.targets[number]))
+                torch.testing.assert_close(mapped[number], predictor(batch.query.inputs[number]), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_query_is_answered_alone_unless_the_protocol_is_transductive(algo: str):
+    built = make(algo, "conv4").eval()
+    batch = blobs(1, 3, 2, 4)
+    support = Examples(batch.support.inputs[0], batch.support.targets[0])
+    with torch.no_grad():
+        for protocol in built.norms:
+            built.use_norm(protocol)
+            predictor = built.fit(support)
+            whole, alone = predictor(batch.query.inputs[0])[:2], predictor(batch.query.inputs[0][:2])
+            assert torch.allclose(whole, alone, rtol=1e-6, atol=1e-8) == (protocol != "transductive"), protocol
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_separable_blobs_are_learned(algo: str):
+    built = make(algo, "mlp", "model.hidden=[64]")
+    lr = 1.0 if algo == "reptile" else 0.01
+    optimizer = (torch.optim.SGD if algo == "reptile" else torch.optim.Adam)(built.parameters(), lr=lr)
+    for _ in range(40):
+        optimizer.zero_grad()
+        built.train().backward(training_batch(built, 8))
+        optimizer.step()
+    with torch.no_grad():
+        batch = blobs(20, 3, 2, 5)
+        right = built.eval().predictions(batch).argmax(-1) == batch.query.targets.argmax(-1)
+    assert right.double().mean() >= 0.9
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_the_state_dict_carries_everything(algo: str):
+    trained, fresh = make(algo, "conv4"), make(algo, "conv4", "seed=1")
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained.train().backward(training_batch(trained, 2))
+    optimizer.step()
+    fresh.load_state_dict(trained.state_dict())
+    episode = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        assert trained.eval().predictions(episode).equal(fresh.eval().predictions(episode))
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_the_memory_format_of_the_device_changes_no_answer(algo: str):
+    plain, settled = make(algo, "conv4").eval(), settle(make(algo, "conv4"), torch.device("cpu")).eval()
+    episode = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.predictions(episode), settled.predictions(episode))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("algo", ALGOS)
+def test_cuda_gives_the_gradients_of_the_cpu(algo: str):
+    on_cpu, on_cuda = make(algo, "conv4").train(), make(algo, "conv4").train().cuda()
+    batch = training_batch(on_cpu, 3)
+    parts = batch if isinstance(batch, Episode) else (batch,)
+    moved = [Examples(*(tensor.cuda() for tensor in part)) for part in parts]
+    on_cpu.backward(batch)
+    on_cuda.backward(Episode(*moved) if isinstance(batch, Episode) else moved[0])
+    for name, value in gradients(on_cuda).items():
+        torch.testing.assert_close(value.cpu(), gradients(on_cpu)[name], rtol=1e-8, atol=1e-10)

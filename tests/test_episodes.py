@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+
+from fsl_cli.datasets.packed import Classes, Packed
+from fsl_cli.episodes import BatchSampler, EpisodeSampler, Store
+
+
+def classes(counts: list[int], turns: list[int] | None = None) -> Classes:
+    starts = np.cumsum([0, *counts[:-1]])
+    names = [f"class{number}" for number in range(len(counts))]
+    return Classes(names, starts, np.array(counts), np.array(turns or [0] * len(counts)))
+
+
+def sampler(**changes: int) -> EpisodeSampler:
+    settings = {"way": 5, "shot": 2, "queries": 3, "tasks": 4, "seed": 0, "stream": 0} | changes
+    return EpisodeSampler(classes([7] * 20), **settings)
+
+
+def test_support_and_query_of_a_class_are_disjoint_items_of_that_class():
+    items = sampler().indices(3).items  # [tasks, way, shot + queries]
+    assert items.shape == (4, 5, 5)
+    for task in items:
+        owners = task // 7
+        assert (owners == owners[:, :1]).all()
+        assert len(set(owners[:, 0].tolist())) == 5
+        assert len(set(task.ravel().tolist())) == 25
+
+
+def test_episodes_are_a_function_of_seed_stream_and_step_alone():
+    one, two = sampler(), sampler()
+    two.indices(0)
+    np.testing.assert_array_equal(one.indices(9).items, two.indices(9).items)
+    for other in (sampler(seed=1), sampler(stream=1)):
+        assert (one.indices(9).items != other.indices(9).items).any()
+    assert (one.indices(9).items != one.indices(10).items).any()
+
+
+def test_processes_that_slice_the_meta_batch_train_on_the_episodes_of_one_process():
+    whole = sampler().indices(5).items
+    slices = [sampler().indices(5).items[rank::2] for rank in range(2)]
+    np.testing.assert_array_equal(np.stack(slices, axis=1).reshape(whole.shape), whole)
+
+
+def test_evaluation_episodes_do_not_depend_on_how_the_list_is_cut():
+    fixed = sampler(tasks=1)
+    whole = fixed.fixed(0, 12).items
+    parts = np.concatenate([fixed.fixed(0, 5).items, fixed.fixed(5, 12).items])
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_classes_and_items_and_slots_are_drawn_evenly():
+    drawn = EpisodeSampler(classes([10] * 10), 2, 1, 1, 4000, 0, 0).indices(0).items
+    first_slot = np.bincount(drawn[:, 0, 0] // 10, minlength=10)
+    first_item = np.bincount(drawn[:, :, 0].ravel() % 10, minlength=10)
+    assert (abs(first_slot / 4000 - 0.1) < 0.02).all()
+    assert (abs(first_item / 8000 - 0.1) < 0.02).all()
+
+
+def test_unequal_classes_never_lend_each_other_items():
+    table = classes([3, 9, 5, 4])
+    items = EpisodeSampler(table, 4, 1, 2, 200, 0, 0).indices(0).items
+    owners = np.searchsorted(table.starts, items, side="right") - 1
+    assert (owners == owners[..., :1]).all()
+    assert all(len(set(row.tolist())) == 3 for row in items.reshape(-1, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"way": 21}, "task.way = 21, but the split has only 20 classes"),
+        ({"way": 1}, "task.way = 1, but it must be at least 2"),
+        ({"shot": 0}, "task.shot = 0"),
+        ({"queries": 6}, "task.shot + task.queries = 2 + 6 = 8, but class 'class0' has 7 items"),
+        ({"seed": -1}, "seed = -1"),
+        ({"tasks": 0}, "task.tasks = 0"),
+    ],
+)
+def test_impossible_episodes_are_refused_by_the_name_of_the_key(changes: dict[str, int], words: str):
+    with pytest.raises(ValueError, match=words.replace("+", r"\+")):
+        sampler(**changes)
+
+
+def test_batches_pass_through_every_item_once_an_epoch():
+    batches = BatchSampler(classes([4, 6, 2]), 4, 0, 0)
+    drawn = np.concatenate([batches.indices(step)[0].items for step in range(3)])
+    assert sorted(drawn.tolist()) == list(range(12))
+    labels = np.concatenate([batches.indices(step)[1] for step in range(3)])
+    np.testing.assert_array_equal(labels, np.searchsorted([4, 10], drawn, side="right"))
+    assert (batches.indices(0)[0].items != batches.indices(3)[0].items).any()
+
+
+def test_gathered_items_are_scaled_turned_and_labelled():
+    raw = np.arange(4 * 9, dtype=np.uint8).reshape(4, 1, 3, 3)
+    table = classes([2, 2], turns=[0, 1])
+    store = Store(raw, torch.device("cpu"))
+    drawn = EpisodeSampler(table, 2, 1, 1, 3, 0, 0).indices(0)
+    episode = store.episodes(drawn, shot=1)
+    assert episode.support.inputs.shape == (3, 2, 1, 3, 3)
+    assert episode.support.targets.shape == (3, 2, 2)
+    for task in range(3):
+        for slot in range(2):
+            expected = np.rot90(raw[drawn.items[task, slot, 0], 0], drawn.turns[task, slot, 0]) / 255
+            np.testing.assert_allclose(episode.support.inputs[task, slot, 0].numpy(), expected, rtol=1e-6)
+        assert episode.query.targets[task].equal(torch.eye(2))
+
+
+def test_turned_copies_of_a_class_are_classes_of_their_own():
+    items = np.zeros((5, 1, 2, 2), dtype=np.uint8)
+    data = Packed("toy", items, ["a", "b"], np.array([2, 3]), {"train": np.array([1])}, {"train": (0, 1, 2, 3)})
+    table = data.classes("train")
+    assert table.names == ["b", "b turned 90", "b turned 180", "b turned 270"]
+    assert table.starts.tolist() == [2] * 4
+    assert table.turns.tolist() == [0, 1, 2, 3]

@@ -1,0 +1,188 @@
+"""Each method against something independent of it: finite differences, hand-computed cases, identities of the papers."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_algos import blobs, gradients, make
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.algos.heads import centroids, cosine
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.reptile import Reptile, minibatches
+from fsl_cli.episodes import Examples
+
+
+def numerical_gradient(loss: Callable[[], Tensor], weight: Tensor, place: tuple[int, ...], step: float = 1e-5) -> float:
+    with torch.no_grad():
+        weight[place] += step
+        above = loss()
+        weight[place] -= 2 * step
+        below = loss()
+        weight[place] += step
+    return float(above - below) / (2 * step)
+
+
+@pytest.mark.parametrize("model", ["conv4", "mlp"])
+@pytest.mark.parametrize("algo", ["maml algo.inner_steps=2", "anil algo.inner_steps=2", "protonet"])
+def test_the_meta_gradient_equals_finite_differences(algo: str, model: str):
+    name, *options = algo.split()
+    # A weight whose step crosses the kink of a ReLU would spoil a finite difference: the seeds are such that none does.
+    built = make(name, model, *options).train()
+    batch = blobs(2, 3, 2, 3)
+    built.backward(batch)
+    grads = gradients(built)
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in built.named_parameters():
+        place = tuple(int(torch.randint(size, (), generator=generator)) for size in weight.shape)
+        expected = numerical_gradient(lambda: built.loss(batch).loss.detach(), weight.data, place)
+        assert abs(grads[name][place].item() - expected) <= 1e-4 * max(1.0, abs(expected)), name
+
+
+def test_first_order_maml_takes_the_query_gradient_at_the_adapted_weights():
+    built = make("fomaml", "mlp", "algo.inner_steps=3").train()
+    assert isinstance(built, MAML)
+    batch = blobs(1, 3, 2, 4)
+    built.backward(batch)
+    weights = {name: weight.detach().clone().requires_grad_() for name, weight in built.named_parameters()}
+    start = dict(weights)
+    for _ in range(3):
+        logits = functional_call(built, weights, batch.support.inputs[0])
+        loss = functional.cross_entropy(logits, batch.support.targets[0])
+        grads = torch.autograd.grad(loss, [weights[name] for name in built.adapted])
+        moved = zip(built.adapted, grads, strict=True)
+        weights |= {name: (weights[name] - built.inner_lr * grad).detach().requires_grad_() for name, grad in moved}
+    loss = functional.cross_entropy(functional_call(built, weights, batch.query.inputs[0]), batch.query.targets[0])
+    expected = torch.autograd.grad(loss, list(weights.values()))
+    assert set(start) == set(gradients(built))
+    for name, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(gradients(built)[name], value, rtol=1e-7, atol=1e-10)
+
+
+def test_maml_without_inner_steps_is_the_plain_network():
+    built = make("maml", "conv4", "algo.eval_inner_steps=0").eval()
+    assert isinstance(built, MAML)
+    batch = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        plain = torch.stack([built(inputs) for inputs in batch.query.inputs])
+        torch.testing.assert_close(built.predictions(batch), plain)
+
+
+def test_maml_leaves_the_normalisation_weights_to_the_outer_loop():
+    built = make("maml", "conv4")
+    assert isinstance(built, MAML)
+    assert not [name for name in built.adapted if name.endswith((".scale", ".shift"))]
+    assert len(built.adapted) == 6  # four convolutions, weight and bias of the head
+
+
+def test_anil_equals_maml_on_the_head_over_fixed_features():
+    anil = make("anil", "mlp", "algo.eval_inner_steps=4").eval()
+    batch = blobs(1, 3, 2, 4)
+    with torch.no_grad():
+        features = anil.model(batch.support.inputs[0])
+        queries = anil.model(batch.query.inputs[0])
+    weight, bias = anil.head.weight.detach().clone(), anil.head.bias.detach().clone()
+    for _ in range(4):
+        error = (features @ weight.T + bias).softmax(1) - batch.support.targets[0]  # gradient of cross entropy by hand
+        weight -= anil.inner_lr * error.T @ features / len(features)
+        bias -= anil.inner_lr * error.mean(0)
+    with torch.no_grad():
+        torch.testing.assert_close(anil.predictions(batch)[0], queries @ weight.T + bias)
+
+
+def test_one_shot_protonet_is_nearest_neighbour_in_the_embedding():
+    built = make("protonet", "conv4").eval()
+    batch = blobs(6, 3, 1, 5)
+    with torch.no_grad():
+        for number in range(6):
+            support, queries = built.embed(batch.support.inputs[number]), built.embed(batch.query.inputs[number])
+            nearest = (queries.unsqueeze(1) - support).norm(dim=-1).argmin(1)
+            assert built.predictions(batch)[number].argmax(-1).equal(nearest)
+
+
+def test_centroids_of_unbalanced_classes():
+    inputs = torch.tensor([[0.0, 2.0], [4.0, 0.0], [8.0, 2.0]])
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    torch.testing.assert_close(centroids(Examples(inputs, targets)), torch.tensor([[0.0, 2.0], [6.0, 1.0]]))
+
+
+def test_cosine_head_ignores_lengths():
+    similarity = cosine(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 9.0]]), 2.0)
+    torch.testing.assert_close(similarity, torch.tensor([[2.0, 0.0]]))
+
+
+def plain_reptile_batches(built: Reptile, n: int) -> list[list[int]]:
+    return minibatches(n, built.inner_batch, built.inner_steps).tolist()
+
+
+def test_reptile_with_one_sgd_step_is_the_plain_gradient():
+    built = make("reptile", "conv4", "algo.inner_optimizer=sgd", "algo.inner_steps=1", "algo.inner_batch=100").train()
+    batch = blobs(3, 3, 2, 0)
+    built.backward(batch)
+    found = gradients(built)
+    built.zero_grad()
+    assert isinstance(built, Reptile)
+    losses = [
+        functional.cross_entropy(built(inputs), targets)
+        for inputs, targets in zip(batch.support.inputs, batch.support.targets, strict=True)
+    ]
+    torch.stack(losses).mean().backward()
+    for name, value in gradients(built).items():
+        torch.testing.assert_close(found[name], built.inner_lr * value, rtol=1e-7, atol=1e-12)
+
+
+def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
+    built = make("reptile", "mlp", "algo.inner_steps=7", "algo.inner_batch=4").train()
+    assert isinstance(built, Reptile)
+    batch = blobs(2, 3, 3, 0)
+    adapted = []
+    for inputs, targets in zip(batch.support.inputs, batch.support.targets, strict=True):
+        network = copy.deepcopy(built)
+        optimizer = torch.optim.Adam(network.parameters(), lr=built.inner_lr, betas=(0.0, 0.999))
+        for rows in plain_reptile_batches(built, len(inputs)):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+        adapted.append(dict(network.named_parameters()))
+    before = {name: weight.detach().clone() for name, weight in built.named_parameters()}
+    built.backward(batch)
+    for name, value in gradients(built).items():
+        mean = torch.stack([weights[name].detach() for weights in adapted]).mean(0)
+        torch.testing.assert_close(before[name] - value, mean, rtol=1e-6, atol=1e-9)
+    assert built.get_buffer("count") == 7
+
+
+def test_reptile_visits_every_support_item_before_it_repeats_one():
+    table = minibatches(50, 10, 5)
+    assert sorted(table.ravel().tolist()) == list(range(50))
+    assert minibatches(5, 10, 3).shape == (3, 5)
+
+
+def test_the_frozen_head_equals_torch_sgd_on_a_linear_layer():
+    built = make("finetune", "mlp", "algo.head=linear", "algo.head_epochs=6").eval()
+    batch = blobs(1, 3, 2, 4)
+    support = Examples(built.embed(batch.support.inputs[0]).detach(), batch.support.targets[0])
+    head = torch.nn.Linear(support.inputs.shape[1], 3).double()
+    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
+    for rows in built._minibatches(6):
+        optimizer.zero_grad()
+        functional.cross_entropy(head(support.inputs[rows]), support.targets[rows]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = head(built.embed(batch.query.inputs[0]))
+        torch.testing.assert_close(built.predictions(batch)[0], expected)
+
+
+def test_a_full_backbone_changes_the_answer_of_a_frozen_one():
+    answers = []
+    for backbone in ("frozen", "full"):
+        built: Algorithm = make("finetune", "mlp", f"algo.backbone={backbone}", "algo.head_lr=0.1").eval()
+        with torch.no_grad():
+            torch.manual_seed(3)
+            answers.append(built.predictions(blobs(1, 3, 2, 4)))
+    assert not torch.allclose(*answers, atol=1e-4)

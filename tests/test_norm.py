@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from fsl_cli.models.norm import Norm, statistics
+
+
+def test_batch_statistics_equal_torch_batch_norm():
+    inputs = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    ours, theirs = Norm(3).double(), nn.BatchNorm2d(3).double()
+    torch.testing.assert_close(ours(inputs), theirs(inputs))
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 4, 4), (8, 3)])
+def test_running_statistics_equal_torch_batch_norm(shape: tuple[int, ...]):
+    ours = Norm(3).double()
+    theirs = (nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)).double()
+    for _ in range(3):
+        inputs = 2 + 3 * torch.randn(shape, dtype=torch.float64)
+        with statistics(ours, track=True):
+            torch.testing.assert_close(ours(inputs), theirs(inputs))
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.running = True
+    torch.testing.assert_close(ours.eval()(inputs), theirs.eval()(inputs))
+
+
+def test_groups_are_normalised_each_by_itself():
+    norm, inputs = Norm(3).double(), torch.randn(4, 6, 3, 2, 2, dtype=torch.float64)
+    with statistics(norm, groups=4):
+        together = norm(inputs.flatten(0, 1)).unflatten(0, (4, 6))
+    torch.testing.assert_close(together, torch.stack([norm(part) for part in inputs]))
+
+
+def test_tracking_groups_averages_their_statistics():
+    inputs = torch.randn(4, 6, 3, 2, 2, dtype=torch.float64)
+    norm = Norm(3, momentum=1.0).double()
+    with statistics(norm, groups=4, track=True):
+        norm(inputs.flatten(0, 1))
+    torch.testing.assert_close(norm.running_mean, inputs.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(norm.running_var, inputs.transpose(1, 2).flatten(2).var(-1).mean(0))
+
+
+def test_statistics_of_the_first_rows_leave_a_row_independent_of_later_ones():
+    norm, inputs = Norm(3).double(), torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    with statistics(norm, rows=4):
+        whole, part = norm(inputs), norm(inputs[:5])
+    torch.testing.assert_close(whole[:5], part)
+
+
+def test_second_order_gradient_under_vmap_equals_a_loop():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), Norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).double()
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+    inputs = torch.randn(3, 5, 1, 4, 4, dtype=torch.float64)
+
+    def inner(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return functional_call(network, weights, x).square().mean()
+
+    def outer(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        grads = grad(inner)(weights, x)
+        return inner({name: weight - 0.5 * grads[name] for name, weight in weights.items()}, x)
+
+    mapped = vmap(grad(outer), in_dims=(None, 0))(weights, inputs)
+    looped = [grad(outer)(weights, x) for x in inputs]
+    for name in weights:
+        torch.testing.assert_close(mapped[name], torch.stack([one[name] for one in looped]), rtol=1e-9, atol=1e-12)
