@@ -7,10 +7,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import platformdirs
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
@@ -113,6 +115,12 @@ def check(cfg: DictConfig) -> None:
     for key in GROUPS:
         if key in cfg:
             arguments(cfg[key], key)
+
+
+def run_folder() -> Path:
+    """The folder of the running job, as the user would type it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def build(node: Any, key: str, **given: Any) -> Any:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.config import build, check, register, typed
+from fsl_cli.config import build, check, register, run_folder, typed
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
 from fsl_cli.errors import told
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> float:
     """Rebuilds the trained algorithm, scores the episodes, and writes result.json and episodes.csv."""
     start = time.perf_counter()
     check(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = run_folder()
     place = device.choose(cfg.device.name, cfg.device.threads)
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
     data = build(cfg.dataset, "dataset").load()

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fsl_cli import checkpoint, device, evaluate, resume
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import build, check, flat, register
+from fsl_cli.config import build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler, Store
 from fsl_cli.errors import RunError, told
@@ -91,7 +91,7 @@ def run(cfg: DictConfig) -> float:
     """Builds everything, trains from where the checkpoint says, keeps the best by validation, tests it once."""
     began = time.perf_counter()
     check(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = run_folder()
     place = device.choose(cfg.device.name, cfg.device.threads)
     content = resume.source(cfg.resume, folder)
     if content is not None:

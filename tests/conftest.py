@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
+from fsl_cli import cli
 from fsl_cli.config import register
 
 register()
@@ -27,3 +29,26 @@ def composed(*overrides: str, command: str = "train") -> DictConfig:
     """The config of a command, as Hydra composes it, without a run folder."""
     with initialize_config_module("fsl_cli.configs", version_base="1.3"):
         return compose(command, overrides=["out=unused", *overrides])
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Packed data sets, made once for all tests of a process."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to run commands in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSL_CACHE_DIR", cache_dir)
+
+
+def fsl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of `fsl WORDS`, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["fsl", *words])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0

@@ -129,15 +129,19 @@ class Algorithm(nn.Module, ABC):
         return vmap(lambda query: network(torch.cat([support, query.unsqueeze(0)]))[-1])(inputs)
 
 
-def outcome(logits: Tensor, targets: Tensor) -> Outcome:
-    """Cross entropy and accuracy of logits `[..., way]` against one-hot targets of the same shape."""
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of logits `[..., way]` against one-hot targets of the same shape."""
     if logits.shape != targets.shape:
         raise ValueError(
             f"The head has {logits.shape[-1]} outputs, but the episode has {targets.shape[-1]} classes. "
             "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
         )
-    loss = functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
-    return Outcome(loss, (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean())
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
+
+
+def outcome(logits: Tensor, targets: Tensor) -> Outcome:
+    """Cross entropy and accuracy of logits `[..., way]` against one-hot targets of the same shape."""
+    return Outcome(cross_entropy(logits, targets), (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean())
 
 
 def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:

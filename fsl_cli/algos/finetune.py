@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, outcome
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
 from fsl_cli.algos.heads import centroids, cosine
 from fsl_cli.episodes import Examples
 from fsl_cli.models.norm import statistics
@@ -100,7 +100,7 @@ class Finetune(Algorithm):
         return functional.linear(features, weights["head"], weights["bias"])
 
     def _head_loss(self, weights: Weights, part: Examples) -> Tensor:
-        return functional.cross_entropy(self._logits(weights, part.inputs), part.targets)
+        return cross_entropy(self._logits(weights, part.inputs), part.targets)
 
     def _minibatches(self, n: int) -> list[np.ndarray]:
         rng = np.random.default_rng(ORDER_SEED)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import Algorithm, Predictor, cross_entropy
 from fsl_cli.episodes import Examples
 from fsl_cli.models.norm import Norm
 
@@ -73,7 +73,7 @@ class MAML(Algorithm):
             logits = functional_call(self, weights, support.inputs)
         else:
             logits = functional.linear(features, weights["head.weight"], weights["head.bias"])
-        return functional.cross_entropy(logits, support.targets)
+        return cross_entropy(logits, support.targets)
 
     def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
         def network(inputs: Tensor) -> Tensor:

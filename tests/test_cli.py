@@ -1,0 +1,221 @@
+"""The commands as a user types them, in this process, on a small `strokes`: train, evaluate, stop, resume, sweep."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import fsl
+
+from fsl_cli import checkpoint, train
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+SMALL = [
+    "dataset.train_classes=24", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
+    "task.queries=3", "episodes=20", "val_episodes=10", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
+]  # fmt: skip
+ALGOS = {
+    "protonet": ["task.train_way=6", "steps=8"],
+    "maml": ["steps=8"],
+    "reptile": ["steps=8", "task.train_shot=3", "task.train_queries=0", "algo.inner_batch=5", "algo.eval_inner_steps=3"],
+    "finetune": ["steps=8", "algo.head_epochs=3", "algo.batch=16"],
+}
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, algo: str, out: str, *words: str) -> int:
+    return fsl(monkeypatch, "train", f"algo={algo}", f"out={out}", *SMALL, *ALGOS[algo], *words)
+
+
+def result(out: str) -> dict[str, Any]:
+    return json.loads((Path(out) / "result.json").read_text())
+
+
+def metrics(out: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tasks_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: pytest.MonkeyPatch):
+    assert trained(monkeypatch, algo, "run") == 0
+    for name in ("config.yaml", "metrics.jsonl", "best.pt", "last.pt", "result.json", "episodes.csv", "tensorboard", "train.log"):
+        assert (Path("run") / name).exists(), name
+    ours = result("run")
+    for key in ("accuracy", "ci95", "episodes", "way", "shot", "queries", "dataset", "split", "norm", "algo", "seed", "step",
+                "wall_time_s", "tasks_per_s", "macro_f1", "nll", "calibration_error", "inner_steps", "val"):  # fmt: skip
+        assert key in ours, key
+    assert (ours["algo"], ours["dataset"], ours["split"]) == (algo, "strokes", "test")
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=20", "device=cpu") == 0
+    again = result("evaluated")
+    for key in ("accuracy", "ci95", "macro_f1", "nll", "calibration_error", "norm", "way", "queries", "step", "train_seed"):
+        assert again[key] == ours[key], key
+    assert (Path("run") / "episodes.csv").read_text() == (Path("evaluated") / "episodes.csv").read_text()
+    assert again["checkpoint_sha256"] == checkpoint.sha256("run/best.pt")
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(algo: str, stop: int, monkeypatch: pytest.MonkeyPatch):
+    assert trained(monkeypatch, algo, "whole") == 0
+    step = train.train_step
+
+    def stopping(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if state.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", stopping)
+        assert trained(monkeypatch, algo, "stopped") == 128 + signal.SIGTERM
+    assert checkpoint.load("stopped/last.pt", "resume")["step"] == stop
+    assert not Path("stopped/result.json").exists()
+    assert fsl(monkeypatch, "train", "resume=stopped/last.pt") == 0
+    assert metrics("stopped") == metrics("whole")
+    whole, resumed = (checkpoint.load(f"{name}/last.pt", "resume") for name in ("whole", "stopped"))
+    for name, value in whole["algo"].items():
+        assert value.equal(resumed["algo"][name]), name
+    for key in ("accuracy", "ci95", "nll", "step", "val"):
+        assert result("stopped")[key] == result("whole")[key], key
+
+
+def test_a_run_killed_after_its_checkpoint_resumes_without_doubled_metrics(monkeypatch: pytest.MonkeyPatch):
+    assert trained(monkeypatch, "protonet", "whole") == 0
+    step = train.train_step
+
+    def dying(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if state.step == 5:
+            raise KeyboardInterrupt  # as a kill would: nothing of steps 4 and 5 is saved, but step 4 is in metrics.jsonl
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", dying)
+        assert trained(monkeypatch, "protonet", "killed") == 130
+    assert checkpoint.load("killed/last.pt", "resume")["step"] == 3
+    with Path("killed/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert trained(monkeypatch, "protonet", "killed", "resume=auto") == 0
+    assert metrics("killed") == metrics("whole")
+    assert result("killed")["accuracy"] == result("whole")["accuracy"]
+
+
+def test_resume_auto_finds_the_newest_unfinished_run_or_starts_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    words = [*SMALL, *ALGOS["protonet"], "log_every=1"]
+    step = train.train_step
+
+    def stopping(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if state.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", stopping)
+        assert fsl(monkeypatch, "train", "resume=auto", *words) == 128 + signal.SIGINT
+    (folder,) = Path("runs/train").iterdir()
+    assert f"fsl train resume={folder / 'last.pt'}" in capfd.readouterr().out
+    assert fsl(monkeypatch, "train", "resume=auto") == 0
+    assert [path.name for path in Path("runs/train").iterdir()] == [folder.name]
+    assert result(str(folder))["steps"] == 8
+
+
+def test_a_sweep_gives_every_job_its_folder(monkeypatch: pytest.MonkeyPatch):
+    words = [*SMALL, "steps=2", "task.train_shot=2", "task.train_queries=2", "hydra.sweep.dir=sweep"]
+    assert fsl(monkeypatch, "train", "-m", "algo=protonet,maml", "seed=0,1", *words) == 0
+    found = [result(f"sweep/{number}") for number in range(4)]
+    assert [(one["algo"], one["seed"]) for one in found] == [("protonet", 0), ("protonet", 1), ("maml", 0), ("maml", 1)]
+    weights = [checkpoint.load(f"sweep/{number}/best.pt", "checkpoint")["algo"] for number in (0, 1)]
+    assert not weights[0]["model.blocks.0.weight"].equal(weights[1]["model.blocks.0.weight"])
+
+
+def test_a_failing_job_of_a_sweep_says_why_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    words = [*SMALL, *ALGOS["protonet"], "hydra.sweep.dir=sweep", "task.way=50,3"]
+    assert fsl(monkeypatch, "train", "-m", *words) == 2
+    assert "task.way = 50, but the split has only 6 classes" in capfd.readouterr().err
+    assert result("sweep/1")["way"] == 3
+
+
+def test_the_command_returns_the_best_validation_accuracy_to_a_sweeper(monkeypatch: pytest.MonkeyPatch):
+    returned = []
+    run = train.run
+    monkeypatch.setattr(train, "run", lambda cfg: returned.append(run(cfg)) or returned[-1])
+    assert trained(monkeypatch, "protonet", "run") == 0
+    best = max(line["accuracy"] for line in metrics("run") if line["kind"] == "val")
+    assert returned == [best] == [result("run")["val"]["accuracy"]]
+
+
+def test_evaluate_at_another_way_shot_norm_split_and_data_set(monkeypatch: pytest.MonkeyPatch):
+    assert trained(monkeypatch, "protonet", "run") == 0
+    words = [
+        "checkpoint=run/best.pt",
+        "episodes=10",
+        "device=cpu",
+        "dataset=strokes",
+        "dataset.test_classes=9",
+        "dataset.val_classes=9",
+    ]
+    assert fsl(monkeypatch, "evaluate", *words, "task.way=8", "task.shot=5", "norm=support", "split=val", "seed=7", "out=e") == 0
+    found = result("e")
+    assert (found["way"], found["shot"], found["norm"], found["split"], found["seed"], found["classes"]) == (
+        8,
+        5,
+        "support",
+        "val",
+        7,
+        9,
+    )
+
+
+def test_the_episode_list_is_the_same_for_every_training_seed(monkeypatch: pytest.MonkeyPatch):
+    for seed in (0, 1):
+        assert trained(monkeypatch, "protonet", f"run{seed}", f"seed={seed}", "steps=1") == 0
+    assert result("run0")["episode_seed"] == result("run1")["episode_seed"] == 0
+    assert result("run0")["accuracy"] != result("run1")["accuracy"]
+
+
+def test_early_stop_ends_a_run_that_no_longer_improves(monkeypatch: pytest.MonkeyPatch):
+    words = ["steps=40", "eval_every=1", "early_stop=2", "optimizer.lr=0.000000001"]
+    assert trained(monkeypatch, "protonet", "run", *words) == 0
+    assert result("run")["steps"] < 40
+
+
+def test_tensorboard_holds_scalars_picture_adaptation_and_hparams(monkeypatch: pytest.MonkeyPatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert trained(monkeypatch, "maml", "run") == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    tags = events.Tags()
+    train_scalars = {f"train/{name}" for name in ("loss", "accuracy", "gradient_norm", "learning_rate", "tasks_per_s")}
+    assert train_scalars | {"val/accuracy", "val/ci95", "adaptation/accuracy", "hparam/accuracy"} <= set(tags["scalars"])
+    assert tags["images"] == ["val/episode"]
+    assert [event.step for event in events.Scalars("adaptation/accuracy")] == [0, 1, 2, 3]
+    assert result("run")["adaptation_curve"] == pytest.approx([event.value for event in events.Scalars("adaptation/accuracy")])
+
+
+def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    for words, expected in {
+        ("--help",): "usage: fsl COMMAND",
+        ("algos",): "maml",
+        ("datasets",): "omniglot",
+        ("models",): "conv4",
+        ("train", "--help"): "algo: anil, finetune, fomaml, maml, protonet, reptile",
+        ("evaluate", "--help"): "checkpoint",
+        ("train", "--cfg", "job", "algo=maml", "dataset=omniglot"): "halving: stride",
+        ("--version",): ".",
+    }.items():
+        assert fsl(monkeypatch, *words) == 0
+        assert expected in capfd.readouterr().out, words
+
+
+@pytest.mark.data
+def test_published_settings_need_no_preset_and_real_characters_are_learned(data_dir: str, monkeypatch: pytest.MonkeyPatch):
+    words = ["dataset=omniglot", f"data_dir={data_dir}", "steps=40", "eval_every=40", "val_episodes=20", "episodes=100"]
+    assert (
+        fsl(monkeypatch, "train", *words, "task.train_way=20", "model.filters=16", "optimizer.lr=0.01", "out=run", "device=cpu")
+        == 0
+    )
+    assert result("run")["classes"] == 4 * 659
+    assert result("run")["accuracy"] > 0.5  # raw pixels reach 0.38
+    assert torch.load("run/best.pt", weights_only=True)["data"] == {"item_shape": [1, 28, 28], "classes": 4 * 792}

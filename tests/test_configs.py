@@ -1,0 +1,79 @@
+"""Every YAML of configs/, found recursively, composes and builds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import composed
+
+from fsl_cli import configs
+from fsl_cli.config import build, check
+
+FOLDER = Path(configs.__path__[0])
+GROUPS = ("model", "dataset", "task", "optimizer", "schedule", "device", "algo", "experiment")
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+CHOICES = [(group, name) for group in GROUPS for name in names(group)]
+RECIPES = sorted(path.relative_to(FOLDER / "recipe").with_suffix("") for path in (FOLDER / "recipe").rglob("*.yaml"))
+
+
+def test_the_folders_hold_what_they_should():
+    assert len(CHOICES) >= 20
+    assert len(RECIPES) >= 16
+    assert all(names(group) for group in GROUPS)
+
+
+def test_every_yaml_says_in_its_first_line_what_it_is():
+    for path in FOLDER.rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, tmp_path: Path):
+    cfg = composed(f"{group}={name}", f"data_dir={tmp_path}", f"cache_dir={tmp_path}")
+    check(cfg)
+    model = build(cfg.model, "model", item_shape=(1, 28, 28))
+    algo = build(cfg.algo, "algo", model=model, classes=10)
+    optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
+    schedule = build(cfg.schedule, "schedule", optimizer=optimizer)
+    rate = schedule.get_last_lr()[0]
+    assert rate == cfg.optimizer.lr > 0
+    assert algo.eval().norm in algo.norms
+    assert isinstance(build(cfg.dataset, "dataset").load, object)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_recipe_is_reached_by_the_names_in_its_own(recipe: Path):
+    algo, dataset, *third = recipe.name.split("_")
+    words = [f"algo={algo}", f"dataset={dataset}"]
+    if third:
+        words.append(f"{recipe.parent.name}={third[0]}")
+    check(composed(*words))
+    text = (FOLDER / "recipe" / recipe.with_suffix(".yaml")).read_text()
+    assert text.startswith("# @package _global_\n# ")
+
+
+def test_a_recipe_gives_the_settings_and_the_user_overrides_them():
+    assert composed("algo=maml", "dataset=omniglot").model.halving == "stride"
+    assert composed("algo=maml", "dataset=omniglot", "model=mlp").model.hidden == [256, 128, 64, 64]
+    assert composed("algo=maml", "dataset=omniglot", "model.halving=pool", "task.tasks=3").task.tasks == 3
+    assert composed("algo=reptile").optimizer._target_ == "torch.optim.SGD"
+    assert composed("algo=reptile", "optimizer=adam").optimizer._target_ == "torch.optim.Adam"
+
+
+def test_the_published_schedules_end_where_they_should():
+    cfg = composed("algo=reptile", "steps=7")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build(cfg.optimizer, "optimizer", params=[weight])
+    schedule = build(cfg.schedule, "schedule", optimizer=optimizer)
+    rates = []
+    for _ in range(7):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1 - step / 7 for step in range(7)])
+    assert schedule.get_last_lr()[0] == pytest.approx(0.0)

@@ -1,0 +1,196 @@
+"""Each mistake of a user ends in one clear sentence on stderr and exit code 2; each failed run in one and exit code 1."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import fsl
+from omegaconf import OmegaConf
+from test_cli import ALGOS, SMALL, trained
+
+from fsl_cli import checkpoint, train
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
+    """What `fsl WORDS` says on stderr, once it is seen to be one sentence or two and no traceback."""
+    capfd.readouterr()
+    assert fsl(monkeypatch, *words) == code
+    said = capfd.readouterr().err.strip()
+    assert "Traceback" not in said
+    assert "Error executing job" not in said
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["stepz=3"], ["no key stepz", "Did you mean steps?"]),
+        (["algo=maml", "algo.iner_lr=0.1"], ["no key algo.iner_lr", "Did you mean inner_lr?"]),
+        (["+algo.depth=3"], ["algo.depth is not an option of ProtoNet"]),
+        (["algo=mamal"], ["algo = 'mamal'", "Did you mean maml?"]),
+        (["dataset=omniglott"], ["Did you mean omniglot?"]),
+        (["steps=many"], ["steps", "many", "Integer"]),
+        (["task.way=2.5"], ["task.way", "2.5"]),
+        (["steps=0"], ["steps = 0, but it must be at least 1."]),
+        (["seed=-1"], ["seed = -1"]),
+        (["clip_norm=-1"], ["clip_norm = -1"]),
+        (["algo=maml", "algo.inner_lr=fast"], ["algo.inner_lr = 'fast', but it must be a number."]),
+        (["algo=maml", "algo.adapts=tail"], ["algo.adapts = 'tail', but it must be all or head."]),
+        (["algo=maml", "algo.inner_lr=-1"], ["algo.inner_lr = -1", "must be positive"]),
+        (["algo=maml", "algo.inner_steps=true"], ["algo.inner_steps = True, but it must be a whole number."]),
+        (["model.filters=0"], ["model.filters = 0"]),
+        (["optimizer.lr=-1"], ["optimizer: Invalid learning rate: -1"]),
+        (["optimizer=adm"], ["Did you mean adam?"]),
+        (["task.way=50"], ["task.way = 50, but the split has only 6 classes"]),
+        (["task.train_way=25"], ["task.train_way = 25, but the split has only 24 classes"]),
+        (["task.queries=30"], ["task.shot + task.queries = 1 + 30 = 31, but class", "has 20 items"]),
+        (["algo=maml", "task.train_way=3"], ["5 outputs", "3 classes", "task.train_way"]),
+        (["device.name=tpu"], ["device.name = 'tpu'"]),
+        (["device.threads=0"], ["device.threads = 0"]),
+        (["out"], ["out"]),
+        (["resume=nothing.pt"], ["resume = nothing.pt: there is no such file"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_repair(words: list[str], parts: list[str], monkeypatch: Any, capfd: Any):
+    said = message(monkeypatch, capfd, "train", *SMALL, "steps=2", *words)
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device_is_refused(monkeypatch: Any, capfd: Any):
+    said = message(monkeypatch, capfd, "train", *SMALL, "device=cuda")
+    assert said == "device.name = 'cuda', but torch finds no CUDA device here. Use device=cpu or device=auto."
+
+
+def test_an_unknown_command_is_refused(monkeypatch: Any, capfd: Any):
+    assert "There is no command 'trian'" in message(monkeypatch, capfd, "trian")
+
+
+def test_missing_data_without_a_network_says_where_to_put_it(monkeypatch: Any, capfd: Any, tmp_path: Path):
+    from torchvision import datasets
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(datasets, "Omniglot", offline)
+    words = ["train", "dataset=omniglot", f"data_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
+    said = message(monkeypatch, capfd, *words)
+    for part in ("data_dir", "images_background.zip", "images_evaluation.zip", str(tmp_path / "omniglot-py")):
+        assert part in said
+
+
+def test_an_unwritable_run_folder_is_refused(monkeypatch: Any, capfd: Any):
+    Path("file").write_text("")
+    said = message(monkeypatch, capfd, "train", *SMALL, "out=file/run", code=1)
+    assert "file/run" in said
+    assert "out=PATH" in said
+
+
+def test_an_unwritable_cache_is_refused(monkeypatch: Any, capfd: Any):
+    Path("file").write_text("")
+    said = message(monkeypatch, capfd, "train", *SMALL, "cache_dir=file/cache")
+    assert "cache_dir = file/cache" in said
+
+
+def test_a_run_folder_in_use_is_not_overwritten(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
+    said = message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=run")
+    assert "run already holds a run" in said
+
+
+def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=2", "schedule=constant") == 0
+    for word, part in {
+        "seed=1": "seed = 1, but the checkpoint",
+        "optimizer.lr=0.5": "optimizer.lr = 0.5, but the checkpoint",
+        "algo=maml": "algo",
+        "steps=1": "steps = 1, but the checkpoint stands at step 2",
+    }.items():
+        assert part in message(monkeypatch, capfd, "train", "resume=run", word)
+    assert fsl(monkeypatch, "train", "resume=run", "steps=4") == 0  # the schedule does not depend on the end
+    assert checkpoint.load("run/last.pt", "resume")["step"] == 4
+
+
+def test_a_longer_run_is_refused_where_the_schedule_spans_the_run(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=2") == 0
+    assert "schedule.T_max = 4" in message(monkeypatch, capfd, "train", "resume=run", "steps=4")
+
+
+def test_a_head_that_does_not_fit_the_way_is_named(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "maml", "run", "steps=1") == 0
+    said = message(monkeypatch, capfd, "evaluate", "checkpoint=run/best.pt", "task.way=3")
+    assert "task.way" in said
+    assert "algo=protonet" in said
+
+
+def test_evaluation_refuses_what_does_not_apply(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "maml", "run", "steps=1") == 0
+    evaluate = ["evaluate", "checkpoint=run/best.pt"]
+    assert "norm = 'running'" in message(monkeypatch, capfd, *evaluate, "norm=running")
+    assert "split = 'tset'" in message(monkeypatch, capfd, *evaluate, "split=tset")
+    assert "algo=maml" in message(monkeypatch, capfd, *evaluate, "algo=protonet")
+    assert "items are [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
+    assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
+    assert "run is a folder" in message(monkeypatch, capfd, "evaluate", "checkpoint=run")
+
+
+def test_damaged_and_hostile_checkpoints_are_refused(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
+    whole = Path("run/best.pt").read_bytes()
+    Path("short.pt").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    Path("flipped.pt").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    Path("page.pt").write_text("<html>404</html>")
+    torch.save({"weights": torch.zeros(1)}, "other.pt")
+
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (Path("harmed"),))
+
+    torch.save({"config": Harm()}, "hostile.pt")
+    Path("pickle.pt").write_bytes(pickle.dumps(Harm()))
+    for name, part in {
+        "short": "truncated",
+        "flipped": "damaged",
+        "page": "truncated or another kind of file",
+        "other": "not a checkpoint of this version",
+        "hostile": "could run foreign code",
+        "pickle": "another kind of file",
+    }.items():
+        assert part in message(monkeypatch, capfd, "evaluate", f"checkpoint={name}.pt"), name
+        assert part in message(monkeypatch, capfd, "train", f"resume={name}.pt"), name
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "fsl_cli.datasets.packed.Path", "fsl_cli.algos.nothing.X"])
+def test_a_target_outside_the_allow_list_is_not_run(target: str, monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
+    content = checkpoint.load("run/best.pt", "checkpoint")
+    config = OmegaConf.create(content.pop("config"))
+    config.algo = {"_target_": target, "command": "touch harmed"}
+    content.pop("format")
+    checkpoint.save(Path("changed.pt"), {**content, "config": OmegaConf.to_yaml(config)})
+    assert "algo._target_" in message(monkeypatch, capfd, "evaluate", "checkpoint=changed.pt")
+    assert not Path("harmed").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpoint(monkeypatch: Any, capfd: Any):
+    step = train.train_step
+
+    def diverging(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if state.step == 5:
+            state.window[-1][0] = torch.tensor(float("nan"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", diverging)
+        said = message(patched, capfd, "train", "out=run", *SMALL, *ALGOS["protonet"], code=1)
+    assert "At step 5 the loss was nan" in said
+    assert checkpoint.load("run/last.pt", "resume")["step"] == 3
+    assert "At step 5 the loss was nan" in Path("run/train.log").read_text()
