@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint under a temporary name, flushes it to disk, and renames it."""
     content = {"format": FORMAT, **content}
     assert set(content) == KEYS, f"a checkpoint holds {sorted(KEYS)}"
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with draft.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def load(path: str | Path, key: str) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> float:
             f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
             "Choose a data set, or its size option, with the same item shape."
         )
-    sampler = evaluation_sampler(cfg, data, cfg.split)
+    sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = device.settle(build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place)
     checkpoint.load_weights(algo, content, "checkpoint")
@@ -91,9 +91,8 @@ def run(cfg: DictConfig) -> float:
     return result["accuracy"]
 
 
-def evaluation_sampler(cfg: DictConfig, data: Packed, split: str) -> EpisodeSampler:
-    """The fixed episodes of a split. Training asks for the same ones: their seed is evaluate.yaml's, never the run's."""
-    seed = cfg.seed if "checkpoint" in cfg else 0
+def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> EpisodeSampler:
+    """The fixed episodes of a split."""
     task = cfg.task
     return EpisodeSampler(data.classes(split), task.way, task.shot, task.queries, 1, seed, EVALUATION[split])
 

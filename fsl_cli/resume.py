@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint
-from fsl_cli.config import differences, typed
+from fsl_cli.config import GROUPS, differences, typed
 
 RUNS = Path("runs/train")
 FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
@@ -27,6 +27,8 @@ def prepare(overrides: list[str]) -> list[str]:
             return overrides
     else:
         path = _file(resume)
+    if "out" in words and Path(words["out"]).resolve() != path.parent.resolve():
+        raise ValueError(f"out = {words['out']}, but resume={path} goes on in its own folder. Leave out away.")
     started = checkpoint.load(path, "resume")["overrides"]
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
     place = [] if "out" in words else [f"out='{path.parent}'"]
@@ -46,10 +48,12 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
     return checkpoint.load(_file(resume), "resume")
 
 
-def refuse_contradictions(cfg: DictConfig, content: dict[str, Any]) -> None:
+def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dict[str, Any]) -> None:
     """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
-    for key, (here, there) in differences(cfg, DictConfig(OmegaConf.create(content["config"]))).items():
-        if key not in FREE and not key.startswith("device."):
+    chosen = {group: (choices[group], content["choices"][group]) for group in GROUPS}
+    values = differences(cfg, DictConfig(OmegaConf.create(content["config"])))
+    for key, (here, there) in {**chosen, **values}.items():
+        if here != there and key not in FREE and not key.startswith("device."):
             raise ValueError(
                 f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
                 f"Leave {key} out to go on, or start a new run without resume."

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fsl_cli.episodes import Episode
 
@@ -28,6 +30,9 @@ class Tracker:
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.lines = ExitStack()  # what is logged while the bar stands goes above it
+        if sys.stderr.isatty():
+            self.lines.enter_context(logging_redirect_tqdm())
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def step(self) -> None:
@@ -64,6 +69,7 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
+        self.lines.close()
         self.file.close()
         self.board.close()
 

@@ -2,9 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import hydra
 import numpy as np
@@ -13,72 +11,25 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from fsl_cli import checkpoint, device, evaluate, resume
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler, Store
-from fsl_cli.errors import RunError, told
+from fsl_cli.errors import told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
 from fsl_cli.scoring import adaptation_curve, score
+from fsl_cli.state import Run
 from fsl_cli.tracking import Tracker, picture
 
 log = logging.getLogger(__name__)
 prepare = resume.prepare
 
+EPISODE_SEED = 0  # of validation and test, whatever the run's seed: evaluate.yaml's default
+
 register()
-
-
-@dataclass
-class Run:
-    """All that changes in the course of a run, and nothing else: what a checkpoint brings back."""
-
-    algo: Algorithm
-    optimizer: Optimizer
-    schedule: LRScheduler
-    step: int = 0
-    best: float = -1.0  # validation accuracy
-    best_step: int = 0
-    misses: int = 0  # validations since then
-    seconds: float = 0.0  # in training steps, over all processes of the run
-    wall: float = 0.0  # seconds in all
-    window: list[list[Tensor]] = field(default_factory=list)  # loss, accuracy, gradient norm of the steps since the last log
-
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        numbers = {name: getattr(self, name) for name in ("best", "best_step", "misses", "seconds", "wall")}
-        return {
-            "step": self.step,
-            "algo": self.algo.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "progress": numbers | {"window": [[float(value) for value in row] for row in self.window]},
-        }
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Puts it where the checkpoint stands."""
-        checkpoint.load_weights(self.algo, content, "resume")
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.step = content["step"]
-        for name, value in content["progress"].items():
-            setattr(self, name, value)
-        self.window = [[torch.tensor(value) for value in row] for row in self.window]
-
-    def settled(self) -> list[list[float]]:
-        """The window as numbers; one that is not finite ends the run."""
-        rows = [[float(value) for value in row] for row in self.window]
-        for number, (loss, _, norm) in enumerate(rows, start=self.step - len(rows) + 1):
-            if not np.isfinite([loss, norm]).all():
-                raise RunError(
-                    f"At step {number} the loss was {loss:.4g} and the gradient norm {norm:.4g}: the run has diverged. "
-                    "Lower optimizer.lr (or algo.inner_lr), or set clip_norm; last.pt is from before."
-                )
-        return rows
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="train")
@@ -94,12 +45,13 @@ def run(cfg: DictConfig) -> float:
     folder = run_folder()
     place = device.choose(cfg.device.name, cfg.device.threads)
     content = resume.source(cfg.resume, folder)
+    choices = {**HydraConfig.get().runtime.choices, "seed": str(cfg.seed)}
     if content is not None:
-        resume.refuse_contradictions(cfg, content)
+        resume.refuse_contradictions(cfg, choices, content)
     data = build(cfg.dataset, "dataset").load()
     store = Store(data.items, place)
     classes = len(data.classes("train"))
-    validation, test = (evaluate.evaluation_sampler(cfg, data, split) for split in ("val", "test"))
+    validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
@@ -108,15 +60,13 @@ def run(cfg: DictConfig) -> float:
     began -= state.wall
     origin = {
         "config": OmegaConf.to_yaml(cfg),
-        "choices": {**HydraConfig.get().runtime.choices, "seed": str(cfg.seed)},
+        "choices": choices,
         "overrides": list(HydraConfig.get().overrides.task),
         "data": {"item_shape": list(data.item_shape), "classes": classes},
     }
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
-    log.info(
-        f"{origin['choices']['algo']} on {origin['choices']['dataset']}: {weights:,} weights, {classes} training classes, {place}"
-    )
+    log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes} training classes, {place}")
     log.info(f"Everything goes to {folder}")
 
     def save(name: str) -> None:
@@ -125,7 +75,7 @@ def run(cfg: DictConfig) -> float:
         checkpoint.save(folder / name, {**origin, **state.content()})
 
     with Interrupt() as interrupt, Tracker(folder, state.step, cfg.steps) as tracker:
-        while state.step < cfg.steps and not (cfg.early_stop and state.misses >= cfg.early_stop):
+        while not state.done(cfg.steps, cfg.early_stop):
             train_step(state, training_batch(store, sampler, state.step, classes), cfg)
             tracker.step()
             last = state.step == cfg.steps
@@ -135,9 +85,10 @@ def run(cfg: DictConfig) -> float:
                 validate(state, tracker, store, validation, cfg.val_episodes)
                 if state.misses == 0:
                     save("best.pt")
-            if state.step % cfg.checkpoint_every == 0 or last or interrupt.signal:
+            done = state.done(cfg.steps, cfg.early_stop)
+            if state.step % cfg.checkpoint_every == 0 or done or interrupt.signal:
                 save("last.pt")
-            if interrupt.signal and not last:
+            if interrupt.signal and not done:
                 log.info(f"Stopped at step {state.step}. Go on with: fsl train resume={folder / 'last.pt'}")
                 raise SystemExit(128 + interrupt.signal)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
@@ -189,7 +140,9 @@ def train_step(state: Run, batch: Batch, cfg: DictConfig) -> None:
 
 def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     """Logs the means since the last log."""
+    start = time.perf_counter()
     loss, accuracy, norm = np.mean(state.settled(), axis=0).tolist()
+    state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()
     speed = tasks_per_s(state, cfg)
     rate = state.schedule.get_last_lr()[0]

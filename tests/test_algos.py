@@ -7,13 +7,12 @@ import torch
 from conftest import composed
 from torch import Tensor
 
-from fsl_cli import configs
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import build
 from fsl_cli.device import settle
 from fsl_cli.episodes import Episode, Examples, label
 
-FOLDER = Path(configs.__path__[0])
+FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (FOLDER / "model").glob("*.yaml"))
 SHAPE = (1, 16, 16)

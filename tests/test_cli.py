@@ -15,7 +15,7 @@ from fsl_cli import checkpoint, train
 pytestmark = pytest.mark.usefixtures("workplace")
 
 SMALL = [
-    "dataset.train_classes=24", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
+    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
     "task.queries=3", "episodes=20", "val_episodes=10", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
 ]  # fmt: skip
 ALGOS = {

@@ -6,10 +6,9 @@ import pytest
 import torch
 from conftest import composed
 
-from fsl_cli import configs
 from fsl_cli.config import build, check
 
-FOLDER = Path(configs.__path__[0])
+FOLDER = Path(__file__).parents[1] / "configs"
 GROUPS = ("model", "dataset", "task", "optimizer", "schedule", "device", "algo", "experiment")
 
 

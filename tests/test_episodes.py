@@ -12,9 +12,8 @@ def classes(counts: list[int], turns: list[int] | None = None) -> Classes:
     return Classes(names, starts, np.array(counts), np.array(turns or [0] * len(counts)))
 
 
-def sampler(**changes: int) -> EpisodeSampler:
-    settings = {"way": 5, "shot": 2, "queries": 3, "tasks": 4, "seed": 0, "stream": 0} | changes
-    return EpisodeSampler(classes([7] * 20), **settings)
+def sampler(way: int = 5, shot: int = 2, queries: int = 3, tasks: int = 4, seed: int = 0, stream: int = 0) -> EpisodeSampler:
+    return EpisodeSampler(classes([7] * 20), way, shot, queries, tasks, seed, stream)
 
 
 def test_support_and_query_of_a_class_are_disjoint_items_of_that_class():

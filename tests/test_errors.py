@@ -47,7 +47,7 @@ def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *word
         (["optimizer.lr=-1"], ["optimizer: Invalid learning rate: -1"]),
         (["optimizer=adm"], ["Did you mean adam?"]),
         (["task.way=50"], ["task.way = 50, but the split has only 6 classes"]),
-        (["task.train_way=25"], ["task.train_way = 25, but the split has only 24 classes"]),
+        (["task.train_way=33"], ["task.train_way = 33, but the split has only 32 classes"]),
         (["task.queries=30"], ["task.shot + task.queries = 1 + 30 = 31, but class", "has 20 items"]),
         (["algo=maml", "task.train_way=3"], ["5 outputs", "3 classes", "task.train_way"]),
         (["device.name=tpu"], ["device.name = 'tpu'"]),
@@ -109,7 +109,7 @@ def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any
     for word, part in {
         "seed=1": "seed = 1, but the checkpoint",
         "optimizer.lr=0.5": "optimizer.lr = 0.5, but the checkpoint",
-        "algo=maml": "algo",
+        "algo=maml": "algo = maml, but the checkpoint",
         "steps=1": "steps = 1, but the checkpoint stands at step 2",
     }.items():
         assert part in message(monkeypatch, capfd, "train", "resume=run", word)

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm
+from fsl_cli.algos.finetune import Finetune
 from fsl_cli.algos.heads import centroids, cosine
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.reptile import Reptile, minibatches
@@ -81,6 +82,7 @@ def test_maml_leaves_the_normalisation_weights_to_the_outer_loop():
 
 def test_anil_equals_maml_on_the_head_over_fixed_features():
     anil = make("anil", "mlp", "algo.eval_inner_steps=4").eval()
+    assert isinstance(anil, MAML)
     batch = blobs(1, 3, 2, 4)
     with torch.no_grad():
         features = anil.model(batch.support.inputs[0])
@@ -164,6 +166,7 @@ def test_reptile_visits_every_support_item_before_it_repeats_one():
 
 def test_the_frozen_head_equals_torch_sgd_on_a_linear_layer():
     built = make("finetune", "mlp", "algo.head=linear", "algo.head_epochs=6").eval()
+    assert isinstance(built, Finetune)
     batch = blobs(1, 3, 2, 4)
     support = Examples(built.embed(batch.support.inputs[0]).detach(), batch.support.targets[0])
     head = torch.nn.Linear(support.inputs.shape[1], 3).double()

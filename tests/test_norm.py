@@ -16,6 +16,7 @@ def test_batch_statistics_equal_torch_batch_norm():
 def test_running_statistics_equal_torch_batch_norm(shape: tuple[int, ...]):
     ours = Norm(3).double()
     theirs = (nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)).double()
+    inputs = torch.zeros(shape)
     for _ in range(3):
         inputs = 2 + 3 * torch.randn(shape, dtype=torch.float64)
         with statistics(ours, track=True):

@@ -1,0 +1,66 @@
+"""What changes in the course of a training run, and goes into its checkpoints."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fsl_cli import checkpoint
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.errors import RunError
+
+
+@dataclass
+class Run:
+    """All that changes in the course of a run, and nothing else: what a checkpoint brings back."""
+
+    algo: Algorithm
+    optimizer: Optimizer
+    schedule: LRScheduler
+    step: int = 0
+    best: float = -1.0  # validation accuracy
+    best_step: int = 0
+    misses: int = 0  # validations since then
+    seconds: float = 0.0  # in training steps, over all processes of the run
+    wall: float = 0.0  # seconds in all
+    window: list[list[Tensor]] = field(default_factory=list)  # loss, accuracy, gradient norm of the steps since the last log
+
+    def done(self, steps: int, early_stop: int | None) -> bool:
+        """Whether the run has come to its end."""
+        return self.step >= steps or (early_stop is not None and self.misses >= early_stop)
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        numbers = {name: getattr(self, name) for name in ("best", "best_step", "misses", "seconds", "wall")}
+        return {
+            "step": self.step,
+            "algo": self.algo.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": numbers | {"window": [[float(value) for value in row] for row in self.window]},
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Puts it where the checkpoint stands."""
+        checkpoint.load_weights(self.algo, content, "resume")
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.step = content["step"]
+        for name, value in content["progress"].items():
+            setattr(self, name, value)
+        self.window = [[torch.tensor(value) for value in row] for row in self.window]
+
+    def settled(self) -> list[list[float]]:
+        """The window as numbers; one that is not finite ends the run."""
+        rows = [[float(value) for value in row] for row in self.window]
+        for number, (loss, _, norm) in enumerate(rows, start=self.step - len(rows) + 1):
+            if not np.isfinite([loss, norm]).all():
+                raise RunError(
+                    f"At step {number} the loss was {loss:.4g} and the gradient norm {norm:.4g}: the run has diverged. "
+                    "Lower optimizer.lr (or algo.inner_lr), or set clip_norm; last.pt is from before."
+                )
+        return rows

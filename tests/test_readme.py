@@ -1,0 +1,101 @@
+"""What README.md tells a user to type works."""
+
+import re
+import shlex
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import fsl
+from test_cli import SMALL, result
+
+from fsl_cli import algos
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^fsl .*$", README, flags=re.MULTILINE)]
+QUICK = [*SMALL, "steps=1", "algo.inner_batch=5", "algo.batch=16", "algo.head_epochs=1", "algo.eval_inner_steps=1"]
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def quick(words: list[str]) -> list[str]:
+    """SMALL settings for a command, less those that its algorithm does not have."""
+    algo = next((word.removeprefix("algo=") for word in words if word.startswith("algo=")), "protonet")
+    text = (Path(__file__).parents[1] / "configs" / "algo" / f"{algo}.yaml").read_text() if "," not in algo else ""
+    return [word for word in QUICK if not word.startswith("algo.") or word.split(".")[1].split("=")[0] + ":" in text]
+
+
+def test_there_are_commands_to_try():
+    assert len(COMMANDS) >= 9
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "train"], ids=" ".join)
+def test_every_train_command_composes(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    words = [word for word in words if not word.startswith("resume=runs")]
+    if "-m" in words:
+        words = ["train", "algo=reptile", "seed=2"]
+    assert fsl(monkeypatch, *words, *(() if "--cfg" in words else ("--cfg", "job"))) == 0
+    assert "algo:" in capfd.readouterr().out
+
+
+def test_the_commands_of_the_readme_run_one_after_another(monkeypatch: pytest.MonkeyPatch):
+    local = [words for words in COMMANDS if "dataset=omniglot" not in words and "-m" not in words]
+    assert fsl(monkeypatch, *local[0], *quick(local[0])) == 0
+    (folder,) = Path("runs/train").iterdir()
+    ran = 0
+    for words in local[1:]:
+        words = [word.replace("runs/train/RUN", str(folder)) for word in words]
+        if words[0] == "evaluate":
+            words += ["device=cpu", "episodes=5", *(["dataset.test_classes=24"] if "dataset=strokes" in words else [])]
+            words = [word for word in words if word != "episodes=10000"]
+            assert fsl(monkeypatch, *words) == 0
+            ran += 1
+        elif f"resume={folder}/last.pt" in words:
+            assert fsl(monkeypatch, *words) == 0
+            ran += 1
+    assert ran == 3
+
+
+def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
+    (words,) = [words for words in COMMANDS if "-m" in words]
+    small = [*SMALL, "steps=1", "hydra.sweep.dir=sweep", "task.train_shot=1", "task.train_queries=2", "seed=0"]
+    assert fsl(monkeypatch, *[word for word in words if not word.startswith("seed=")], *small) == 0
+    assert sorted(result(f"sweep/{number}")["algo"] for number in range(4)) == ["finetune", "maml", "protonet", "reptile"]
+
+
+def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    source = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    yaml = re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert source and yaml
+    (tmp_path / "algos").mkdir()
+    (tmp_path / "configs" / "algo").mkdir(parents=True)
+    (tmp_path / "algos" / "nearest.py").write_text(source[1])
+    (tmp_path / "configs" / "algo" / "nearest.yaml").write_text(yaml[1])
+    monkeypatch.setattr(algos, "__path__", [*algos.__path__, str(tmp_path / "algos")])
+    try:
+        words = ["train", "algo=nearest", *SMALL, "steps=30", "eval_every=30", "task.train_way=6", "out=run"]
+        assert fsl(monkeypatch, *words, f"hydra.searchpath=[file://{tmp_path / 'configs'}]") == 0
+    finally:
+        sys.modules.pop("fsl_cli.algos.nearest", None)
+    assert result("run")["algo"] == "nearest"
+    assert result("run")["accuracy"] > 0.25
+
+
+def test_the_wheel_holds_the_configs_and_runs_from_any_folder(tmp_path: Path):
+    import subprocess
+
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    yamls = {str(path.relative_to(root / "configs")) for path in (root / "configs").rglob("*.yaml")}
+    assert {name.removeprefix("fsl_cli/configs/") for name in names if name.endswith(".yaml")} == yamls
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    listed = subprocess.run(
+        [sys.executable, "-m", "fsl_cli", "algos"], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert "protonet" in listed.stdout
