@@ -16,6 +16,7 @@ from torch.nn import functional
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
 from fsl_cli.algos.heads import centroids, cosine
 from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import statistics
 
 MOMENTUM, DAMPENING = 0.9, 0.9
@@ -32,7 +33,7 @@ class Finetune(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Embedding,
         classes: int,
         batch: int,
         head: Literal["cosine", "linear"],
@@ -51,7 +52,7 @@ class Finetune(Algorithm):
         if head_epochs < 0 or head_batch < 1:
             raise ValueError("algo.head_epochs must be at least 0 and algo.head_batch at least 1.")
         self.model = model
-        self.classifier = nn.Linear(model.out_features, classes, bias=head == "linear")  # type: ignore[arg-type]
+        self.classifier = nn.Linear(model.out_features, classes, bias=head == "linear")
         self.batch = batch
         self.bulk = backbone == "frozen"
         self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items have no statistics of their own

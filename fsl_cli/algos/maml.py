@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Predictor, cross_entropy
 from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm
 
 Weights = dict[str, Tensor]
@@ -24,7 +25,7 @@ class MAML(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Embedding,
         way: int,
         inner_lr: float,
         inner_steps: int,
@@ -39,7 +40,7 @@ class MAML(Algorithm):
             if steps < 0:
                 raise ValueError(f"algo.{name} = {steps}, but it must not be negative.")
         self.model = model
-        self.head = nn.Linear(model.out_features, way)  # type: ignore[arg-type]
+        self.head = nn.Linear(model.out_features, way)
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
         self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
         outer_only = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}

@@ -3,11 +3,12 @@
 Training normalises the support and query items of an episode together; evaluation uses running statistics.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsl_cli.algos.base import Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, squared_distances
 from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
 
 
 class ProtoNet(Algorithm):
@@ -16,7 +17,7 @@ class ProtoNet(Algorithm):
     bulk = True
     norms = ("running", "transductive", "support")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Embedding) -> None:
         super().__init__()
         self.model = model
 

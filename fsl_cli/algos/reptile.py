@@ -15,6 +15,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks, outcome
 from fsl_cli.episodes import Episode, Examples
+from fsl_cli.models.embedding import Embedding
 
 BETA2, EPS = 0.999, 1e-8
 ORDER_SEED = 20180302  # minibatches visit the support set in one constant order
@@ -36,7 +37,7 @@ class Reptile(Algorithm):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Embedding,
         way: int,
         inner_optimizer: Literal["adam", "sgd"],
         inner_lr: float,
@@ -54,7 +55,7 @@ class Reptile(Algorithm):
         if eval_inner_steps < 0 or eval_inner_batch < 1:
             raise ValueError("algo.eval_inner_steps must be at least 0 and algo.eval_inner_batch at least 1.")
         self.model = model
-        self.head = nn.Linear(model.out_features, way)  # type: ignore[arg-type]
+        self.head = nn.Linear(model.out_features, way)
         self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.eval_inner_steps, self.eval_inner_batch = eval_inner_steps, eval_inner_batch

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm
 
 
-class Conv4(nn.Module):
+class Conv4(Embedding):
     """Images `[n, C, H, W]` -> embeddings `[n, features]`: the last map flattened, or its mean with `pooling=mean`."""
 
     def __init__(

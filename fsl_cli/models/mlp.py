@@ -5,10 +5,11 @@ from math import prod
 
 from torch import Tensor, nn
 
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm
 
 
-class MLP(nn.Module):
+class MLP(Embedding):
     """Items `[n, *item]` -> embeddings `[n, features]` through linear layers with normalisation and ReLU."""
 
     def __init__(self, item_shape: tuple[int, ...], hidden: list[int]) -> None:

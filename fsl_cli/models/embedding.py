@@ -1,0 +1,9 @@
+"""The contract of a model: a module that turns items into flat embeddings and says how wide they are."""
+
+from torch import nn
+
+
+class Embedding(nn.Module):
+    """Items `[n, *item]` -> embeddings `[n, out_features]`. `build` passes the constructor `item_shape`."""
+
+    out_features: int
