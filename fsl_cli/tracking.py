@@ -1,7 +1,7 @@
 """What a training run shows and keeps: progress bar or lines, metrics.jsonl, TensorBoard."""
 
 import json
-import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,8 +17,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fsl_cli.episodes import Episode
 
-log = logging.getLogger(__name__)
-
 
 class Tracker:
     """Writes to a run folder; continuing at `step` drops what an earlier process wrote after that step."""
@@ -27,7 +25,9 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step] if step else []
-            self.path.write_text("".join(line + "\n" for line in kept))
+            draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            draft.write_text("".join(line + "\n" for line in kept))
+            draft.replace(self.path)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.lines = ExitStack()  # what is logged while the bar stands goes above it
@@ -91,12 +91,9 @@ def picture(episode: Episode, logits: Tensor) -> Tensor:
     right = (logits[0].argmax(-1) == episode.query.targets[0].argmax(-1)).cpu()
     colours = torch.where(right[:, None], torch.tensor([0.1, 0.7, 0.2]), torch.tensor([0.9, 0.1, 0.1]))  # [q, 3]
     grey = torch.full((episode.support.inputs.shape[1], 3), 0.5)
-    parts = [
-        torch.cat([_framed(items.inputs[0].cpu(), frame).unflatten(0, (way, -1)).transpose(0, 1)], dim=0)
-        for items, frame in ((episode.support, grey), (episode.query, colours))
-    ]
-    tiles = torch.cat(parts)  # [columns, way, 3, H, W]
-    return tiles.permute(2, 1, 3, 0, 4).flatten(3, 4).flatten(1, 2)
+    framed = [_framed(part.inputs[0].cpu(), colour) for part, colour in zip(episode, (grey, colours), strict=True)]
+    tiles = torch.cat([part.unflatten(0, (way, -1)) for part in framed], dim=1)  # [way, columns, 3, H, W]
+    return tiles.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def _framed(images: Tensor, colours: Tensor, width: int = 2) -> Tensor:

@@ -181,6 +181,17 @@ def test_early_stop_ends_a_run_that_no_longer_improves(monkeypatch: pytest.Monke
     assert result("run")["steps"] < 40
 
 
+def test_clipping_bounds_the_step_and_logs_the_norm_before_it(monkeypatch: pytest.MonkeyPatch):
+    for name, words in {"free": [], "clipped": ["clip_norm=0.001"]}.items():
+        assert trained(monkeypatch, "protonet", name, "steps=1", "optimizer=sgd", "optimizer.lr=1", *words) == 0
+    start = checkpoint.load("free/last.pt", "resume")["algo"]
+    (norm,) = {line["gradient_norm"] for name in ("free", "clipped") for line in metrics(name) if line["kind"] == "train"}
+    assert norm > 0.01
+    clipped = checkpoint.load("clipped/last.pt", "resume")["algo"]
+    moved = [(start[name] - clipped[name]).square().sum() for name in start if "running" not in name]
+    assert torch.stack(moved).sum().sqrt() == pytest.approx(norm - 0.001, rel=1e-3)  # the same direction, cut to 0.001
+
+
 def test_tensorboard_holds_scalars_picture_adaptation_and_hparams(monkeypatch: pytest.MonkeyPatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -95,7 +95,7 @@ def test_the_wheel_holds_the_configs_and_runs_from_any_folder(tmp_path: Path):
     yamls = {str(path.relative_to(root / "configs")) for path in (root / "configs").rglob("*.yaml")}
     assert {name.removeprefix("fsl_cli/configs/") for name in names if name.endswith(".yaml")} == yamls
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    listed = subprocess.run(
-        [sys.executable, "-m", "fsl_cli", "algos"], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    assert "protonet" in listed.stdout
+    for words, expected in ((["algos"], "protonet"), (["train", "algo=maml", "--cfg", "job"], "inner_lr: 0.4")):
+        command = [sys.executable, "-m", "fsl_cli", *words]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+        assert expected in ran.stdout
