@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -83,10 +85,13 @@ def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_wheel_holds_the_configs_and_runs_from_any_folder(tmp_path: Path):
-    import subprocess
-
-    root = Path(__file__).parents[1]
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    root, copy = Path(__file__).parents[1], tmp_path / "copy"  # a build leaves files in its tree
+    copy.mkdir()
+    for name in ("fsl_cli", "configs"):
+        shutil.copytree(root / name, copy / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(copy)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
