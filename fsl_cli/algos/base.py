@@ -10,7 +10,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples
-from fsl_cli.models.norm import norms, statistics
+from fsl_cli.models.norm import norm_layers, statistics
 
 Batch = Episode | Examples
 Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
@@ -63,7 +63,7 @@ class Algorithm(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for layer in norms(self):
+        for layer in norm_layers(self):
             layer.running = not mode and self.norm == "running"
         return self
 
@@ -75,7 +75,7 @@ class Algorithm(nn.Module, ABC):
         return lambda queries: predictor(self.embed(queries))
 
     def _together(self, support: Examples, queries: Tensor) -> Tensor:
-        unknown = torch.zeros(len(queries), support.targets.shape[-1])
+        unknown = support.targets.new_zeros(len(queries), support.targets.shape[-1])
         episode = Episode(support, Examples(queries, unknown))
         one = Episode(*(Examples(part.inputs.unsqueeze(0), part.targets.unsqueeze(0)) for part in episode))
         return self.predictions(one).squeeze(0)

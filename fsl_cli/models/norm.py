@@ -58,7 +58,7 @@ class Norm(nn.Module):
         self.running_var.lerp_(var.mean(0).flatten() * unbiased, self.momentum)
 
 
-def norms(network: nn.Module) -> list[Norm]:
+def norm_layers(network: nn.Module) -> list[Norm]:
     """The normalisation layers inside `network`."""
     return [module for module in network.modules() if isinstance(module, Norm)]
 
@@ -66,7 +66,7 @@ def norms(network: nn.Module) -> list[Norm]:
 @contextmanager
 def statistics(network: nn.Module, groups: int = 1, rows: int | None = None, track: bool = False) -> Iterator[None]:
     """Within it, a batch `[groups * n, ...]` is normalised group by group, each by the statistics of its first `rows`."""
-    layers = norms(network)
+    layers = norm_layers(network)
     for layer in layers:
         layer.groups, layer.rows, layer.track = groups, rows, track
     try:
