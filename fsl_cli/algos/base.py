@@ -1,12 +1,12 @@
 """The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples
@@ -118,6 +118,10 @@ class Algorithm(nn.Module, ABC):
             (result.loss * share).backward()
             parts.append(Outcome(result.loss.detach() * share, result.accuracy * share))
         return Outcome(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+    def with_weights(self, weights: Mapping[str, Tensor], support: Tensor) -> Predictor:
+        """The module's own `forward` with `weights` in place of its own, under the norm protocol of an episode."""
+        return lambda queries: self.under_norm(lambda inputs: functional_call(self, {**weights}, inputs), support, queries)
 
     def under_norm(self, network: Predictor, support: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `network` for query `inputs` under the norm protocol, given the support inputs of the episode."""

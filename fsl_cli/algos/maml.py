@@ -66,7 +66,7 @@ class MAML(Algorithm):
                 grads = grad(self.support_loss)(weights, support, features)
             weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
             steps.append(weights)
-        return [self._predictor(weights, support.inputs) for weights in steps]
+        return [self.with_weights(weights, support.inputs) for weights in steps]
 
     def support_loss(self, weights: Weights, support: Examples, features: Tensor | None) -> Tensor:
         """Mean cross entropy on the support set; `features`, if given, spare the passes through a body that stays."""
@@ -75,9 +75,3 @@ class MAML(Algorithm):
         else:
             logits = functional.linear(features, weights["head.weight"], weights["head.bias"])
         return cross_entropy(logits, support.targets)
-
-    def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
-        def network(inputs: Tensor) -> Tensor:
-            return functional_call(self, weights, inputs)
-
-        return lambda queries: self.under_norm(network, support, queries)

@@ -73,7 +73,7 @@ class Reptile(Algorithm):
     def path(self, support: Examples) -> list[Predictor]:
         steps: list[Weights] = [dict(self.named_parameters())]
         steps += [state.weights for state in self._descend(support, self.eval_inner_steps, self.eval_inner_batch)]
-        return [self._predictor(weights, support.inputs) for weights in steps]
+        return [self.with_weights(weights, support.inputs) for weights in steps]
 
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:
@@ -113,12 +113,6 @@ class Reptile(Algorithm):
     def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
         result = outcome(functional_call(self, weights, part.inputs), part.targets)
         return result.loss, Outcome(result.loss.detach(), result.accuracy)
-
-    def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
-        def network(inputs: Tensor) -> Tensor:
-            return functional_call(self, weights, inputs)
-
-        return lambda queries: self.under_norm(network, support, queries)
 
 
 def minibatches(n: int, batch: int, count: int) -> np.ndarray:
