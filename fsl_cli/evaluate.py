@@ -57,6 +57,8 @@ def run(cfg: DictConfig) -> float:
     start = time.perf_counter()
     check(cfg)
     folder = run_folder()
+    if (folder / "result.json").exists():
+        raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
     place = device.choose(cfg.device.name, cfg.device.threads)
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
     data = build(cfg.dataset, "dataset").load()

@@ -102,6 +102,8 @@ def test_a_run_folder_in_use_is_not_overwritten(monkeypatch: Any, capfd: Any):
     assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
     said = message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=run")
     assert "run already holds a run" in said
+    said = message(monkeypatch, capfd, "evaluate", "checkpoint=run/best.pt", "out=run")
+    assert "run already holds a result" in said
 
 
 def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any, capfd: Any):
