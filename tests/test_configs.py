@@ -60,8 +60,10 @@ def test_a_recipe_gives_the_settings_and_the_user_overrides_them():
     assert composed("algo=reptile", "dataset=omniglot").model.halving == "stride"
     assert composed("algo=reptile", "dataset=omniglot", "model=mlp").model.hidden == [256, 128, 64, 64]
     assert composed("algo=maml", "dataset=omniglot", "task.tasks=3").task.tasks == 3
-    assert composed("algo=reptile").optimizer._target_ == "torch.optim.SGD"
-    assert composed("algo=reptile", "optimizer=adam").optimizer._target_ == "torch.optim.Adam"
+    assert composed("algo=reptile").schedule._target_.endswith("LinearLR")
+    assert composed("algo=reptile", "schedule=cosine").schedule._target_.endswith("CosineAnnealingLR")
+    paper = composed("experiment=reptile_omniglot_paper")
+    assert (paper.optimizer._target_, paper.optimizer.lr, paper.algo.inner_optimizer) == ("torch.optim.SGD", 1.0, "adam")
 
 
 def test_the_published_schedules_end_where_they_should():

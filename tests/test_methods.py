@@ -138,7 +138,9 @@ def test_reptile_with_one_sgd_step_is_the_plain_gradient():
 
 
 def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
-    built = make("reptile", "mlp", "algo.inner_steps=7", "algo.inner_batch=4").train()
+    built = make(
+        "reptile", "mlp", "algo.inner_optimizer=adam", "algo.inner_lr=0.001", "algo.inner_steps=7", "algo.inner_batch=4"
+    ).train()
     assert isinstance(built, Reptile)
     batch = blobs(2, 3, 3, 0)
     adapted = []
