@@ -213,7 +213,7 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         ("models",): "conv4",
         ("train", "--help"): "algo: anil, finetune, fomaml, maml, protonet, reptile",
         ("evaluate", "--help"): "checkpoint",
-        ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "halving: stride",
+        ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "train_shot: 10",
         ("--version",): ".",
     }.items():
         assert fsl(monkeypatch, *words) == 0
