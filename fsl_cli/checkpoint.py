@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 FORMAT = 1
-KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress"}
+KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -51,6 +51,8 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
             f"{key} = {path} holds something other than tensors and plain values, and was not loaded, since that could "
             "run foreign code. Use a checkpoint that fsl train wrote."
         ) from error
+    if isinstance(content, dict):
+        content.setdefault("fastest", None)  # what runs before 0.2 did not choose
     if not isinstance(content, dict) or set(content) != KEYS or content["format"] != FORMAT:
         raise ValueError(f"{key} = {path} is not a checkpoint of this version of fsl. Use a file that fsl train wrote.")
     return content

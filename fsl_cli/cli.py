@@ -54,7 +54,12 @@ def run(command: str, overrides: list[str]) -> int:
 
     try:
         module = importlib.import_module(f"fsl_cli.{command}")
-        sys.argv = [f"fsl {command}", *module.prepare(overrides)]
+        from fsl_cli import parallel
+
+        processes = parallel.asked(overrides)
+        if processes is not None:
+            return parallel.launch(processes, command, overrides)
+        sys.argv = [f"fsl {command}", *parallel.quiet(module.prepare(overrides))]
         module.main()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,27 @@ class Task:
     tasks: int = MISSING
 
 
+class Precision(Enum):
+    """Of the arithmetic in the embedding; everything else is float32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
 @dataclass
 class Device:
     """Where and how a run computes."""
 
     name: str = MISSING
-    threads: int | None = None
-    task_chunk: int | None = None
+    threads: Any = None  # a number, auto, or null
+    task_chunk: Any = None  # a number, auto, or null
+    precision: Precision = Precision.auto
+    compile: bool = False
+    graph: bool = False
+    memory: float | None = None
+    processes: int | None = None
 
 
 @dataclass
@@ -106,12 +121,20 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
-                       ("episodes", 2), ("seed", 0), ("early_stop", 1), ("device.task_chunk", 1)):  # fmt: skip
+                       ("episodes", 2), ("seed", 0), ("early_stop", 1), ("device.processes", 1)):  # fmt: skip
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
     if cfg.get("clip_norm") is not None and cfg.clip_norm <= 0:
         raise ValueError(f"clip_norm = {cfg.clip_norm}, but it must be positive, or null for no clipping.")
+    for key in ("threads", "task_chunk"):
+        value = cfg.device[key]
+        if not (value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)):
+            raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, auto, or null for all.")
+    if cfg.device.memory is not None and cfg.device.memory < 0:
+        raise ValueError(
+            f"device.memory = {cfg.device.memory}, but it must be a number of GiB, or null for half of what is free."
+        )
     for key in GROUPS:
         if key in cfg:
             arguments(cfg[key], key)

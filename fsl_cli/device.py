@@ -1,21 +1,26 @@
-"""The device that a run uses, and its threads."""
+"""The device that a run uses, its precision, its threads, and how much memory there is for the data."""
 
 import ctypes
+import os
 import sys
 
 import torch
+from torch import Tensor
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode
+from fsl_cli.models.embedding import Embedding
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+GIB = 2**30
 
 
-def choose(name: str, threads: int | None) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `threads` limits the CPU threads of this process."""
+def choose(name: str, threads: int | None = None) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `threads` limits the CPU threads of this process.
+
+    Of several processes on one machine each takes the CUDA device of its own number.
+    """
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"device.threads = {threads}, but it must be at least 1, or null for all cores.")
         torch.set_num_threads(threads)
     _keep_memory()
     if name == "auto":
@@ -28,18 +33,58 @@ def choose(name: str, threads: int | None) -> torch.device:
         raise ValueError(f"device.name = {name!r}, but it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device.name = {name!r}, but torch finds no CUDA device here. Use device=cpu or device=auto.")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device.name = {name!r}, but torch finds {torch.cuda.device_count()} CUDA devices here, numbered from 0."
+            f"device.name = {device}, but torch finds {torch.cuda.device_count()} CUDA devices here, numbered from 0."
         )
     return device
 
 
-def settle(algo: Algorithm, place: torch.device) -> Algorithm:
-    """Moves an algorithm to the device, in the memory format in which it is fastest there."""
+def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Algorithm:
+    """Moves an algorithm to the device, with the memory format that is fastest there and the arithmetic asked for."""
+    if precision == "auto":
+        precision = "tf32" if place.type == "cuda" else "fp32"
+    if precision == "tf32" and place.type != "cuda":
+        raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        for module in algo.modules():
+            if isinstance(module, Embedding):
+                _autocast(module, place)
     algo.to(place)
     # Convolutions outside a map run up to twice as fast on channels-last tensors, on CPU and GPU.
     return algo.to(memory_format=torch.channels_last) if algo.batches is not Episode or algo.bulk else algo
+
+
+def _autocast(model: Embedding, place: torch.device) -> None:
+    """Computes embeddings in bfloat16 and hands them on in float32: heads, losses and inner updates keep their precision."""
+    # Without its cache: cached casts of one inner step would be taken for those of the next, and cannot be captured.
+    lower = torch.autocast(place.type, torch.bfloat16, cache_enabled=False)(model.forward)
+
+    def forward(inputs: Tensor) -> Tensor:
+        return lower(inputs).float()
+
+    model.forward = forward
+
+
+def data_budget(place: torch.device, gib: float | None) -> int:
+    """Bytes that the items of a data set may take on the device: `gib`, or half of what is free there."""
+    if gib is not None:
+        return int(gib * GIB)
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info(place)[0] // 2
+    return _available() // 2
+
+
+def _available() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        return 4 * GIB
 
 
 def _keep_memory() -> None:

@@ -4,14 +4,19 @@
 list, and a CPU and a GPU see the same episodes.
 """
 
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fsl_cli.datasets.packed import Classes
+
+T = TypeVar("T")
 
 # The evaluation streams are apart from the training stream: equal seeds never give equal keys.
 TRAIN = 0
@@ -125,11 +130,16 @@ class BatchSampler:
 
 
 class Store:
-    """The items of a data set on the device, gathered into float batches in [0, 1] there."""
+    """The items of a data set, gathered into float batches in [0, 1] on the device.
 
-    def __init__(self, items: np.ndarray, device: torch.device) -> None:
-        self.items = torch.tensor(np.asarray(items), device=device)  # uint8 [n, C, H, W]
-        self.shape = self.items.shape[1:]
+    They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
+    """
+
+    def __init__(self, items: np.ndarray, device: torch.device, budget: float = math.inf) -> None:
+        self.device = device
+        self.resident = torch.tensor(np.asarray(items), device=device) if items.nbytes <= budget else None  # [n, C, H, W]
+        self.items = items  # uint8 [n, C, H, W]
+        self.shape = items.shape[1:]
         height, width = self.shape[-2:]
         pixels = np.arange(height * width).reshape(height, width)
         turns = range(4 if height == width else 1)  # what is not square cannot be turned
@@ -138,13 +148,19 @@ class Store:
 
     def gather(self, indices: Indices) -> Tensor:
         """Items `[..., *item]` for indices `[...]`."""
-        device = self.items.device
-        items = self.items[torch.as_tensor(indices.items.ravel(), device=device)]  # [n, C, H, W]
+        device = self.device
+        items = self._fetch(indices.items.ravel())  # [n, C, H, W]
         if indices.turns.any():
             turns = torch.as_tensor(indices.turns.ravel(), device=device)
             source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
             items = items.flatten(2).gather(2, source)
         return (items.to(torch.float32) / 255).reshape(*indices.items.shape, *self.shape)
+
+    def _fetch(self, numbers: np.ndarray) -> Tensor:
+        if self.resident is not None:
+            return self.resident[torch.as_tensor(numbers, device=self.device)]
+        items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
+        return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
 
     def episodes(self, indices: Indices, shot: int) -> Episode:
         """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
@@ -156,8 +172,22 @@ class Store:
 
     def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
         """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
-        targets = torch.as_tensor(labels, device=self.items.device)
+        targets = torch.as_tensor(labels, device=self.device)
         return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
+
+
+class Ahead(Generic[T]):
+    """`prepare(step)` for step after step, with the next one prepared by a thread while this one is worked on."""
+
+    def __init__(self, prepare: Callable[[int], T]) -> None:
+        self.prepare = prepare
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="fsl-data")
+        self.coming: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        ready = self.coming[1].result() if self.coming and self.coming[0] == step else self.prepare(step)
+        self.coming = (step + 1, self.pool.submit(self.prepare, step + 1))
+        return ready
 
 
 def label(inputs: Tensor, way: int) -> Examples:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import checkpoint, device
+from fsl_cli import checkpoint, device, parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import build, check, register, run_folder, typed
 from fsl_cli.datasets.packed import Packed
@@ -56,11 +57,15 @@ def run(cfg: DictConfig) -> float:
     """Rebuilds the trained algorithm, scores the episodes, and writes result.json and episodes.csv."""
     start = time.perf_counter()
     check(cfg)
-    folder = run_folder()
-    if (folder / "result.json").exists():
+    place = device.choose(cfg.device.name)
+    parallel.join(place)
+    chief = parallel.rank() == 0
+    folder = parallel.same(run_folder())
+    if chief and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
-    place = device.choose(cfg.device.name, cfg.device.threads)
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
+    threads = (content["fastest"] or {}).get("threads") if cfg.device.threads == "auto" else cfg.device.threads
+    torch.set_num_threads(threads or torch.get_num_threads())
     data = build(cfg.dataset, "dataset").load()
     if list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
@@ -69,12 +74,16 @@ def run(cfg: DictConfig) -> float:
         )
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = device.settle(build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place)
+    algo = device.settle(
+        build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place, cfg.device.precision.value
+    )
     checkpoint.load_weights(algo, content, "checkpoint")
-    algo.task_chunk = cfg.device.task_chunk
+    if cfg.device.task_chunk != "auto":
+        algo.score_chunk = cfg.device.task_chunk
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
-    scores = score(algo, Store(data.items, place), sampler, cfg.episodes)
+    store = Store(data.items, place, device.data_budget(place, cfg.device.memory))
+    scores = score(algo, store, sampler, cfg.episodes)
     chosen = HydraConfig.get().runtime.choices
     names = {group: content["choices"][group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
     wall = time.perf_counter() - start
@@ -87,8 +96,9 @@ def run(cfg: DictConfig) -> float:
         "wall_time_s": round(wall, 3),
         "tasks_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    write(folder, result, scores)
+    if chief:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        write(folder, result, scores)
     log.info(line(result))
     return result["accuracy"]
 

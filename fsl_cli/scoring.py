@@ -1,9 +1,13 @@
-"""Scoring an algorithm on a fixed list of episodes; training validates with the same code that evaluates."""
+"""Scoring an algorithm on a fixed list of episodes; training validates with the same code that evaluates.
+
+Several processes share the list out and gather the scores, so that all of them come to the same accuracy.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, chunks
 from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, Store, label
 from fsl_cli.metrics import Scores, concatenate, score_logits
@@ -18,17 +22,18 @@ def score(algo: Algorithm, store: Store, sampler: EpisodeSampler, episodes: int)
     """Scores the first `episodes` episodes of a fixed list, under the algorithm's norm protocol."""
     training = algo.training
     algo.eval()
-    indices = sampler.fixed(0, episodes)
+    mine = parallel.part(episodes)
+    indices = sampler.fixed(mine.start, mine.stop)
     if algo.bulk and algo.norm == "running":
         parts = _score_cached(algo, store, indices, sampler.shot)
     else:
-        size = algo.task_chunk or CACHED_CHUNK
+        size = algo.score_chunk or CACHED_CHUNK
         parts = []
-        for start in range(0, episodes, size):
+        for start in range(0, len(indices.items), size):
             batch = store.episodes(Indices(*(column[start : start + size] for column in indices)), sampler.shot)
             parts.append(score_logits(algo.predictions(batch), batch.query.targets))
     algo.train(training)
-    return concatenate(parts)
+    return concatenate([scores for scores in parallel.gather(concatenate(parts) if parts else None) if scores])
 
 
 def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:
@@ -56,7 +61,7 @@ def adaptation_curve(algo: Algorithm, store: Store, sampler: EpisodeSampler) -> 
     training = algo.training
     algo.eval()
     batch = store.episodes(sampler.fixed(0, CURVE_EPISODES), sampler.shot)
-    right = [_right(algo.curves(part), part.query) for part, _ in chunks(batch, algo.task_chunk)]  # each [tasks, steps + 1]
+    right = [_right(algo.curves(part), part.query) for part, _ in chunks(batch, algo.score_chunk)]  # each [tasks, steps + 1]
     algo.train(training)
     means = torch.cat(right).mean(0).tolist()
     return means if len(means) > 1 else []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +20,16 @@ from fsl_cli.episodes import Episode
 
 
 class Tracker:
-    """Writes to a run folder; continuing at `step` drops what an earlier process wrote after that step."""
+    """Writes to a run folder; continuing at `step` drops what an earlier process wrote after that step.
 
-    def __init__(self, folder: Path, step: int, steps: int) -> None:
+    `silent`: writes and shows nothing, for all but one of the processes that share a run.
+    """
+
+    def __init__(self, folder: Path, step: int, steps: int, silent: bool = False) -> None:
+        self.lines = ExitStack()  # what is logged while the bar stands goes above it
+        shown = sys.stderr.isatty() and not silent
+        if silent:
+            folder = Path(self.lines.enter_context(TemporaryDirectory()))
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step] if step else []
@@ -30,10 +38,9 @@ class Tracker:
             draft.replace(self.path)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self.lines = ExitStack()  # what is logged while the bar stands goes above it
-        if sys.stderr.isatty():
+        if shown:
             self.lines.enter_context(logging_redirect_tqdm())
-        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not shown)
 
     def step(self) -> None:
         """One outer step is done."""
@@ -69,9 +76,9 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
-        self.lines.close()
         self.file.close()
         self.board.close()
+        self.lines.close()
 
 
 def _step(line: str) -> int:

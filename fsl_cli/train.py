@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -12,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fsl_cli import checkpoint, device, evaluate, resume
+from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import build, check, flat, register, run_folder
+from fsl_cli.config import Precision, build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler, Store
+from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Indices, Store
 from fsl_cli.errors import told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
@@ -42,14 +43,16 @@ def run(cfg: DictConfig) -> float:
     """Builds everything, trains from where the checkpoint says, keeps the best by validation, tests it once."""
     began = time.perf_counter()
     check(cfg)
-    folder = run_folder()
-    place = device.choose(cfg.device.name, cfg.device.threads)
+    place = device.choose(cfg.device.name)
+    parallel.join(place)
+    chief = parallel.rank() == 0  # of several processes, the one that writes
+    folder = parallel.same(run_folder())
     content = resume.source(cfg.resume, folder)
     choices = {**HydraConfig.get().runtime.choices, "seed": str(cfg.seed)}
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
     data = build(cfg.dataset, "dataset").load()
-    store = Store(data.items, place)
+    store = Store(data.items, place, device.data_budget(place, cfg.device.memory))
     classes = len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place)
@@ -58,13 +61,19 @@ def run(cfg: DictConfig) -> float:
         state.restore(content)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
     began -= state.wall
+    batches = partial(training_batch, store, sampler, classes=classes)
+    batches = batches if store.resident is not None else Ahead(batches)
+    stepper = speed.stepper(cfg, state.algo, batches(state.step), content and content["fastest"])
     origin = {
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
         "overrides": list(HydraConfig.get().overrides.task),
         "data": {"item_shape": list(data.item_shape), "classes": classes},
+        "fastest": stepper.fastest,
     }
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if chief:
+        used = OmegaConf.merge(cfg, {"device": stepper.fastest})
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True))
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
     log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes} training classes, {place}")
     log.info(f"Everything goes to {folder}")
@@ -72,11 +81,12 @@ def run(cfg: DictConfig) -> float:
     def save(name: str) -> None:
         state.settled()  # never keep a state that has diverged
         state.wall = time.perf_counter() - began
-        checkpoint.save(folder / name, {**origin, **state.content()})
+        if chief:
+            checkpoint.save(folder / name, {**origin, **state.content()})
 
-    with Interrupt() as interrupt, Tracker(folder, state.step, cfg.steps) as tracker:
+    with Interrupt() as interrupt, Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
         while not state.done(cfg.steps, cfg.early_stop):
-            train_step(state, training_batch(store, sampler, state.step, classes), cfg)
+            train_step(state, batches(state.step), stepper, cfg)
             tracker.step()
             last = state.step == cfg.steps
             if state.step % cfg.log_every == 0 or last:
@@ -86,11 +96,13 @@ def run(cfg: DictConfig) -> float:
                 if state.misses == 0:
                     save("best.pt")
             done = state.done(cfg.steps, cfg.early_stop)
-            if state.step % cfg.checkpoint_every == 0 or done or interrupt.signal:
+            # Several processes stop at the same step: they agree on it whenever they log.
+            stop = parallel.first(interrupt.signal) if parallel.world() == 1 or state.step % cfg.log_every == 0 else None
+            if state.step % cfg.checkpoint_every == 0 or done or stop:
                 save("last.pt")
-            if interrupt.signal and not done:
+            if stop and not done:
                 log.info(f"Stopped at step {state.step}. Go on with: fsl train resume={folder / 'last.pt'}")
-                raise SystemExit(128 + interrupt.signal)
+                raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
 
 
@@ -98,8 +110,9 @@ def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -
     """Builds model, algorithm, optimizer and schedule with the initial weights of `seed`."""
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place)
-    algo.task_chunk = cfg.device.task_chunk
+    algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place, cfg.device.precision.value)
+    if cfg.device.task_chunk != "auto":
+        algo.score_chunk = cfg.device.task_chunk
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
@@ -114,27 +127,35 @@ def training_sampler(cfg: DictConfig, data: Packed, algo: Algorithm) -> EpisodeS
 
 
 def training_batch(store: Store, sampler: EpisodeSampler | BatchSampler, step: int, classes: int) -> Batch:
-    """The meta-batch or batch of a step, on the device."""
+    """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
     if isinstance(sampler, BatchSampler):
-        return store.batch(*sampler.indices(step), classes)
-    return store.episodes(sampler.indices(step), sampler.shot)
+        indices, labels = sampler.indices(step)
+        mine = parallel.slice_examples(len(labels))
+        return store.batch(Indices(indices.items[mine], indices.turns[mine]), labels[mine], classes)
+    return store.episodes(parallel.slice_episodes(sampler.indices(step)), sampler.shot)
 
 
-def train_step(state: Run, batch: Batch, cfg: DictConfig) -> None:
+def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
     """One outer step."""
     start = time.perf_counter()
     key = np.random.SeedSequence((cfg.seed, TRAIN, state.step)).generate_state(1, np.uint64)
     torch.manual_seed(int(key[0]) >> 1)  # dropout and augmentation resume without stored generators
     state.optimizer.zero_grad()
-    outcome = state.algo.train().backward(batch)
+    before = {name: b.clone() for name, b in state.algo.named_buffers()} if cfg.device.precision == Precision.bf16 else {}
+    share = speed.tasks(batch) / cfg.task.tasks if isinstance(batch, Episode) else 1 / parallel.world()
+    outcome = parallel.average(state.algo, stepper(batch), share)
     gradients = [parameter.grad for parameter in state.algo.parameters() if parameter.grad is not None]
     norm = get_total_norm(gradients)
-    if cfg.clip_norm is not None:
-        clip_grads_with_norm_(state.algo.parameters(), cfg.clip_norm, norm)
-    state.optimizer.step()
-    state.schedule.step()
     state.step += 1
-    state.window.append([outcome.loss, outcome.accuracy, norm])
+    if before and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
+        speed.reset(state.algo, before)
+        log.info(f"Step {state.step} is left out: its gradient in bfloat16 is not finite.")
+    else:
+        if cfg.clip_norm is not None:
+            clip_grads_with_norm_(state.algo.parameters(), cfg.clip_norm, norm)
+        state.optimizer.step()
+        state.window.append([outcome.loss, outcome.accuracy, norm])
+    state.schedule.step()
     state.seconds += time.perf_counter() - start
 
 
@@ -199,7 +220,8 @@ def finish(
         "wall_time_s": round(time.perf_counter() - began, 3),
         "tasks_per_s": round(tasks_per_s(state, cfg), 3),
     }  # fmt: skip
-    evaluate.write(folder, result, scores)
+    if parallel.rank() == 0:
+        evaluate.write(folder, result, scores)
     tracker.curve(curve)
     settings = flat(OmegaConf.to_container(cfg, resolve=True))
     tracker.hparams(settings | choices, {name: result[name] for name in ("accuracy", "ci95")} | {"val_accuracy": val["accuracy"]})

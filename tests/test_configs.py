@@ -68,7 +68,7 @@ def test_a_recipe_gives_the_settings_and_the_user_overrides_them():
 
 
 def test_the_published_schedules_end_where_they_should():
-    cfg = composed("algo=reptile", "steps=7")
+    cfg = composed("algo=reptile", "steps=7", "optimizer.lr=1.0")
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = build(cfg.optimizer, "optimizer", params=[weight])
     schedule = build(cfg.schedule, "schedule", optimizer=optimizer)

@@ -118,7 +118,7 @@ def test_cosine_head_ignores_lengths():
 
 
 def plain_reptile_batches(built: Reptile, n: int) -> list[list[int]]:
-    return minibatches(n, built.inner_batch, built.inner_steps).tolist()
+    return minibatches(n, built.inner_batch, built.inner_steps, torch.device("cpu")).tolist()
 
 
 def test_reptile_with_one_sgd_step_is_the_plain_gradient():
@@ -161,9 +161,9 @@ def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
 
 
 def test_reptile_visits_every_support_item_before_it_repeats_one():
-    table = minibatches(50, 10, 5)
+    table = minibatches(50, 10, 5, torch.device("cpu")).numpy()
     assert sorted(table.ravel().tolist()) == list(range(50))
-    assert minibatches(5, 10, 3).shape == (3, 5)
+    assert minibatches(5, 10, 3, torch.device("cpu")).shape == (3, 5)
 
 
 def test_the_frozen_head_equals_torch_sgd_on_a_linear_layer():

@@ -21,6 +21,7 @@ def test_running_statistics_equal_torch_batch_norm(shape: tuple[int, ...]):
         inputs = 2 + 3 * torch.randn(shape, dtype=torch.float64)
         with statistics(ours, track=True):
             torch.testing.assert_close(ours(inputs), theirs(inputs))
+        ours.commit()
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     ours.running = True
@@ -34,11 +35,14 @@ def test_groups_are_normalised_each_by_itself():
     torch.testing.assert_close(together, torch.stack([norm(part) for part in inputs]))
 
 
-def test_tracking_groups_averages_their_statistics():
+def test_running_statistics_average_all_groups_of_a_step_however_it_is_cut():
     inputs = torch.randn(4, 6, 3, 2, 2, dtype=torch.float64)
     norm = Norm(3, momentum=1.0).double()
-    with statistics(norm, groups=4, track=True):
-        norm(inputs.flatten(0, 1))
+    with statistics(norm, groups=3, track=True):
+        norm(inputs[:3].flatten(0, 1))
+    with statistics(norm, track=True):
+        norm(inputs[3])
+    norm.commit()
     torch.testing.assert_close(norm.running_mean, inputs.mean((0, 1, 3, 4)))
     torch.testing.assert_close(norm.running_var, inputs.transpose(1, 2).flatten(2).var(-1).mean(0))
 

@@ -33,7 +33,9 @@ class Algorithm(nn.Module, ABC):
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
-    task_chunk: int | None = None  # tasks mapped at once; None: all of them
+    task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
+    score_chunk: int | None = 8  # tasks mapped at once in scoring
+    compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +119,14 @@ class Algorithm(nn.Module, ABC):
             result = self.loss(part)
             (result.loss * share).backward()
             parts.append(Outcome(result.loss.detach() * share, result.accuracy * share))
+        for layer in norm_layers(self):
+            layer.commit()
         return Outcome(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+    def forget(self) -> None:
+        """Drops what an unfinished `backward` has gathered."""
+        for layer in norm_layers(self):
+            layer.gathered.clear()
 
     def with_weights(self, weights: Mapping[str, Tensor], support: Tensor) -> Predictor:
         """The module's own `forward` with `weights` in place of its own, under the norm protocol of an episode."""

@@ -64,7 +64,7 @@ class Finetune(Algorithm):
 
     def loss(self, batch: Batch) -> Outcome:
         assert isinstance(batch, Examples), "pre-training eats Examples over all training classes"
-        with statistics(self, track=self.training):
+        with statistics(self, track=self.training, shared=self.training):
             features = self.model(batch.inputs)
         if self.head == "cosine":
             return outcome(cosine(features, self.classifier.weight, self.scale), batch.targets)

@@ -5,7 +5,7 @@ is the published update. The inner Adam has beta1 = 0; its second moments live o
 tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class State(NamedTuple):
 
 class Reptile(Algorithm):
     """Moves the initial weights towards the weights that each task was trained to."""
+
+    compiled = ("trained",)
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Reptile(Algorithm):
         assert isinstance(batch, Episode), "Reptile trains on episodes; their query sets are empty and unused"
         total: dict[str, Tensor] = {}
         for part, share in chunks(batch, self.task_chunk):
-            last = vmap(self._last)(part.support)  # a State whose tensors have a leading [tasks]
+            last = self.trained(part.support)
             means = {f"weights.{name}": value.mean(0) for name, value in last.weights.items()}
             means |= {f"moments.{name}": value.mean(0) for name, value in last.moments.items()}
             means |= {f"outcome.{name}": value.mean(0) for name, value in last.outcome._asdict().items()}
@@ -91,16 +93,16 @@ class Reptile(Algorithm):
         self.get_buffer("count").add_(self.inner_steps)
         return Outcome(total["outcome.loss"], total["outcome.accuracy"])
 
-    def _last(self, support: Examples) -> State:
-        *_, state = self._descend(support, self.inner_steps, self.inner_batch)
-        return state
+    def trained(self, support: Examples) -> State:
+        """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
+        return vmap(lambda one: self._descend(one, self.inner_steps, self.inner_batch)[-1])(support)
 
-    def _descend(self, support: Examples, steps: int, batch: int) -> Iterator[State]:
+    def _descend(self, support: Examples, steps: int, batch: int) -> list[State]:
         """The state after each inner step on minibatches of a support set `[n, ...]`."""
+        states = []
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
         moments = {name: self.get_buffer(_moment(name)) for name in weights}
-        for step, rows in enumerate(minibatches(len(support.inputs), batch, steps), start=1):
-            chosen = torch.as_tensor(rows, device=support.inputs.device)
+        for step, chosen in enumerate(minibatches(len(support.inputs), batch, steps, support.inputs.device), start=1):
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
             if self.inner_optimizer == "adam":
@@ -108,19 +110,25 @@ class Reptile(Algorithm):
                 correction = 1 - BETA2 ** (self.get_buffer("count") + step)
                 grads = {name: g / ((moments[name] / correction).sqrt() + EPS) for name, g in grads.items()}
             weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
-            yield State(weights, moments, result)
+            states.append(State(weights, moments, result))
+        return states
 
     def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
         result = outcome(functional_call(self, weights, part.inputs), part.targets)
         return result.loss, Outcome(result.loss.detach(), result.accuracy)
 
 
-def minibatches(n: int, batch: int, count: int) -> np.ndarray:
-    """Rows `[count, min(n, batch)]` of a set of `n` items: shuffled passes through it, cut into minibatches."""
+@lru_cache(maxsize=32)
+def minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor:
+    """Rows `[count, min(n, batch)]` of a set of `n` items: shuffled passes through it, cut into minibatches.
+
+    Kept on the device: a copy from the host in every step could not be captured in a CUDA graph.
+    """
     batch = min(n, batch)
     rng = np.random.default_rng(ORDER_SEED)
     passes = -(-count * batch // n)
-    return np.concatenate([rng.permutation(n) for _ in range(passes)])[: count * batch].reshape(count, batch)
+    rows = np.concatenate([rng.permutation(n) for _ in range(passes)])[: count * batch].reshape(count, batch)
+    return torch.as_tensor(rows, device=device)
 
 
 def _moment(name: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 
@@ -16,7 +17,8 @@ class Norm(nn.Module):
     """Normalises each channel of `[n, features, *space]` by its mean and variance, then scales and shifts it.
 
     Statistics come from the batch, or with `running` set from the running ones. Running statistics are gathered only inside
-    `statistics(..., track=True)`, that is never under a map over tasks, where writing to a buffer would be wrong.
+    `statistics(..., track=True)`, that is never under a map over tasks, where writing to a buffer would be wrong, and move
+    the running ones in `commit`: once a step, so that they do not depend on how its tasks are cut into chunks.
     """
 
     running_mean: Tensor
@@ -34,28 +36,46 @@ class Norm(nn.Module):
         self.groups = 1
         self.rows: int | None = None
         self.track = False
+        self.shared = False
+        self.gathered: list[tuple[Tensor, Tensor]] = []  # mean and unbiased variance of each group, [groups, features]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.running or (self.track and self.groups == 1):  # not under a map with gradients: the fused kernel is right
-            buffers = (self.running_mean, self.running_var)
-            return functional.batch_norm(inputs, *buffers, self.scale, self.shift, not self.running, self.momentum, self.eps)
+        if self.running:
+            return functional.batch_norm(inputs, self.running_mean, self.running_var, self.scale, self.shift, eps=self.eps)
+        shared = self.shared and distributed.is_initialized()
+        if self.track and self.groups == 1 and not shared:  # not under a map: the fused kernel is right, and faster
+            mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            outputs = functional.batch_norm(inputs, mean, var, self.scale, self.shift, True, momentum=1.0, eps=self.eps)
+            self.gathered.append((mean.unsqueeze(0), var.unsqueeze(0)))
+            return outputs
         channels = (1, -1) + (1,) * (inputs.dim() - 2)
         groups = inputs.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
         reduced = [1, *range(3, groups.dim())]
         # Two passes by plain operations: exact, and faster under a map, forward and backward, than torch.var_mean.
-        mean = groups[:, : self.rows].mean(reduced, keepdim=True)
+        mean = _mean(groups[:, : self.rows], reduced, shared)
         centred = groups - mean
-        var = centred[:, : self.rows].square().mean(reduced, keepdim=True)
+        var = _mean(centred[:, : self.rows].square(), reduced, shared)
         if self.track:
-            self._update(mean, var, centred[:, : self.rows].numel() // mean.numel())
+            values = inputs.numel() // mean.numel() * (distributed.get_world_size() if shared else 1)
+            unbiased = values / max(values - 1, 1)
+            self.gathered.append((mean.detach().flatten(1), unbiased * var.detach().flatten(1)))
         gain = self.scale.view(channels) * torch.rsqrt(var + self.eps)
         return torch.addcmul(self.shift.view(channels), centred, gain).flatten(0, 1)
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, var: Tensor, values: int) -> None:
-        unbiased = values / max(values - 1, 1)
-        self.running_mean.lerp_(mean.mean(0).flatten(), self.momentum)
-        self.running_var.lerp_(var.mean(0).flatten() * unbiased, self.momentum)
+    def commit(self) -> None:
+        """Moves the running statistics towards the mean of those gathered since the last call."""
+        if self.gathered:
+            mean, var = (torch.cat(part).mean(0) for part in zip(*self.gathered, strict=True))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+            self.gathered.clear()
+
+
+def _mean(values: Tensor, reduced: list[int], shared: bool) -> Tensor:
+    """The mean over some dimensions, and if `shared` over all processes, each of which holds an equal part of the batch."""
+    mean = values.mean(reduced, keepdim=True)
+    return all_reduce(mean) / distributed.get_world_size() if shared else mean
 
 
 def norm_layers(network: nn.Module) -> list[Norm]:
@@ -64,13 +84,18 @@ def norm_layers(network: nn.Module) -> list[Norm]:
 
 
 @contextmanager
-def statistics(network: nn.Module, groups: int = 1, rows: int | None = None, track: bool = False) -> Iterator[None]:
-    """Within it, a batch `[groups * n, ...]` is normalised group by group, each by the statistics of its first `rows`."""
+def statistics(
+    network: nn.Module, groups: int = 1, rows: int | None = None, track: bool = False, shared: bool = False
+) -> Iterator[None]:
+    """Within it, a batch `[groups * n, ...]` is normalised group by group, each by the statistics of its first `rows`.
+
+    `shared`: the batch is one part of a batch that all processes of the run hold together, and is normalised as a whole.
+    """
     layers = norm_layers(network)
     for layer in layers:
-        layer.groups, layer.rows, layer.track = groups, rows, track
+        layer.groups, layer.rows, layer.track, layer.shared = groups, rows, track, shared
     try:
         yield
     finally:
         for layer in layers:
-            layer.groups, layer.rows, layer.track = 1, None, False
+            layer.groups, layer.rows, layer.track, layer.shared = 1, None, False, False

@@ -1,0 +1,163 @@
+"""Several processes of one run: each takes its slice of every meta-batch, and all keep the same weights.
+
+Started by torchrun, or by `device=ddp`, which starts torchrun's launcher itself. Every process draws the same episodes, so
+that any number of them trains on the same ones. Without torchrun this is one process, and every function does nothing.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from fsl_cli.algos.base import Algorithm, Outcome
+from fsl_cli.config import typed
+from fsl_cli.episodes import Indices
+from fsl_cli.errors import RunError
+
+TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of every process that torchrun has started
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process, as one of several or alone."""
+    return LAUNCHED in os.environ
+
+
+def join(device: torch.device) -> None:
+    """Joins the processes that torchrun has started; the first call of a process does it for all jobs of a sweep."""
+    if launched() and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def rank() -> int:
+    """The number of this process."""
+    return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
+
+
+def world() -> int:
+    """How many processes share the run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def part(count: int) -> slice:
+    """What falls to this process of `count` things in a row: parts of equal size, but for one."""
+    return slice(rank() * count // world(), (rank() + 1) * count // world())
+
+
+def quiet(overrides: list[str]) -> list[str]:
+    """What the user typed, completed so that only process 0 writes: the others have no run folder, and no log."""
+    if rank() == 0:
+        return overrides
+    folder = tempfile.gettempdir()
+    return [
+        *overrides,
+        f"hydra.run.dir={folder}",
+        f"hydra.sweep.dir={folder}",
+        "hydra.sweep.subdir=.",
+        "hydra/job_logging=disabled",
+    ]
+
+
+def asked(overrides: list[str]) -> int | None:
+    """How many processes the user asks this one to start, by `device=ddp`; None if this one is to do the work."""
+    words = typed(overrides)
+    if words.get("device") != "ddp" or launched():
+        return None
+    if "device.processes" not in words and not torch.cuda.is_available():
+        raise ValueError("device = ddp, but there is no CUDA device to count. Say how many processes: device.processes=2.")
+    processes = words.get("device.processes", torch.cuda.device_count())
+    if not str(processes).isdecimal() or int(processes) < 1:
+        raise ValueError(f"device.processes = {processes}, but it must be a whole number of at least 1.")
+    return int(processes)
+
+
+def launch(processes: int, command: str, overrides: list[str]) -> int:
+    """Runs a command in `processes` processes on this machine; returns the exit code of the first one that failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # As torchrun does: without it every process would take all cores for itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="fsl", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-m", "fsl_cli", command, *overrides)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
+def slice_episodes(indices: Indices) -> Indices:
+    """This process's tasks of a meta-batch."""
+    tasks = len(indices.items)
+    if tasks < world():
+        raise ValueError(
+            f"task.tasks = {tasks}, but {world()} processes share each meta-batch, and every one needs a task. "
+            f"Set task.tasks={world()} or more, or start fewer processes."
+        )
+    return Indices(*(column[part(tasks)] for column in indices))
+
+
+def slice_examples(batch: int) -> slice:
+    """This process's items of a pre-training batch; normalisation over all of them needs parts of equal size."""
+    if batch % world():
+        raise ValueError(f"algo.batch = {batch}, but {world()} processes share each batch. Choose a multiple of {world()}.")
+    return part(batch)
+
+
+@torch.no_grad()
+def average(algo: Algorithm, outcome: Outcome, share: float) -> Outcome:
+    """Averages gradients, buffers and outcome over the processes, each weighted by its share of the meta-batch.
+
+    One flat buffer, reduced once. Buffers (running statistics, Reptile's moments) are means over tasks and averaged too.
+    """
+    if world() == 1:
+        return outcome
+    gradients = [parameter.grad for parameter in algo.parameters() if parameter.grad is not None]
+    tensors = [*gradients, *(buffer for buffer in algo.buffers() if buffer.is_floating_point())]
+    flat = torch.cat([t.flatten() for t in (*tensors, *outcome)]) * share
+    with _peers():
+        distributed.all_reduce(flat)
+    *parts, loss, accuracy = flat.split([t.numel() for t in (*tensors, *outcome)])
+    for tensor, mean in zip(tensors, parts, strict=True):
+        tensor.copy_(mean.view_as(tensor))
+    return Outcome(loss.squeeze(), accuracy.squeeze())
+
+
+def gather(mine: Any) -> list[Any]:
+    """What every process holds, in their order, in every process."""
+    if world() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world()
+    with _peers():
+        distributed.all_gather_object(everyone, mine)
+    return everyone
+
+
+def same(value: Any) -> Any:
+    """The value of process 0, in every process."""
+    return gather(value)[0]
+
+
+def first(mine: int | None) -> int | None:
+    """The first value that any process holds, in every process."""
+    return next((value for value in gather(mine) if value is not None), None)
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A failing exchange means that another process has ended: its own message says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"Process {rank()} of {world()} lost another process of the run ({str(error).splitlines()[0][:120]}). "
+            "Its own message says why; last.pt is from before: go on with resume."
+        ) from error
