@@ -6,10 +6,10 @@ every model uses this module.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 
@@ -75,7 +75,23 @@ class Norm(nn.Module):
 def _mean(values: Tensor, reduced: list[int], shared: bool) -> Tensor:
     """The mean over some dimensions, and if `shared` over all processes, each of which holds an equal part of the batch."""
     mean = values.mean(reduced, keepdim=True)
-    return all_reduce(mean) / distributed.get_world_size() if shared else mean
+    return _Sum.apply(mean) / distributed.get_world_size() if shared else mean
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def norm_layers(network: nn.Module) -> list[Norm]:

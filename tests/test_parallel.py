@@ -1,0 +1,94 @@
+"""Several processes on the CPU, started as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsl_cli import checkpoint
+
+# Strides, since pooling has ties: in float32 another order of sums breaks them otherwise, and a gradient moves by 1 %.
+ALGOS = ("protonet", "maml", "reptile", "finetune")
+SMALL = [
+    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "model.halving=stride", "task.train_shot=3",
+    "task.train_queries=2", "task.queries=3", "task.tasks=5", "episodes=3", "val_episodes=3", "eval_every=20", "log_every=2",
+    "checkpoint_every=10", "optimizer=sgd", "optimizer.lr=0.001", "schedule=constant", "steps=20", "device.threads=1",
+]  # fmt: skip
+TWO = ["device=ddp", "device.name=cpu", "device.processes=2"]
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fsl_cli", *words]
+
+
+def fsl(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_two_processes_come_to_the_weights_and_accuracies_of_one():
+    sweep = ["train", "-m", f"algo={','.join(ALGOS)}", *SMALL]
+    for place, words in (("one", ["device=cpu"]), ("two", TWO)):
+        done = fsl(*sweep, *words, f"hydra.sweep.dir={place}")
+        assert done.returncode == 0, done.stderr
+    for number, algo in enumerate(ALGOS):
+        one, two = (checkpoint.load(f"{place}/{number}/last.pt", "resume") for place in ("one", "two"))
+        assert one["step"] == two["step"] == 20
+        for name, value in one["algo"].items():
+            torch.testing.assert_close(
+                two["algo"][name], value, rtol=1e-3, atol=2e-5, msg=lambda m, n=name, a=algo: f"{a} {n}: {m}"
+            )
+        rows = [Path(place, str(number), "episodes.csv").read_text().splitlines() for place in ("one", "two")]
+        assert [row.split(",")[0] for row in rows[1]] == ["episode", "0", "1", "2"]
+        lines = [Path(place, str(number), "metrics.jsonl").read_text().splitlines() for place in ("one", "two")]
+        assert len(lines[0]) == len(lines[1]) == 11
+
+
+def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on():
+    words = ["algo=protonet", *SMALL, "steps=100000", "checkpoint_every=5", "eval_every=100000", "out=run"]
+    run = subprocess.Popen(command("train", *words, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("run/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process_of_rank(run.pid, "1"), signal.SIGKILL)
+    _, said = run.communicate(timeout=100)
+    assert run.returncode != 0
+    assert "lost another process of the run" in said
+    step = checkpoint.load("run/last.pt", "resume")["step"]
+    assert step >= 5
+    done = fsl("train", "resume=run/last.pt", f"steps={step + 5}", "device=cpu", "device.processes=null")
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from step {step}" in done.stdout
+    assert checkpoint.load("run/last.pt", "resume")["step"] == step + 5
+
+
+def process_of_rank(parent: int, rank: str) -> int:
+    threads = list(Path(f"/proc/{parent}/task").iterdir())
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
+    ranked = [
+        int(child) for child in children if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes()
+    ]
+    return ranked[0]
+
+
+def test_what_cannot_be_shared_out_is_refused_in_one_sentence():
+    done = fsl("train", *SMALL, *TWO, "task.tasks=1", "out=run")
+    assert done.returncode == 2
+    assert "task.tasks = 1, but 2 processes share each meta-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluation_shares_its_episodes_out():
+    assert fsl("train", *SMALL, "steps=2", "device=cpu", "out=run").returncode == 0
+    for place, words in (("one", ["device=cpu"]), ("two", TWO)):
+        done = fsl("evaluate", "checkpoint=run/best.pt", "episodes=31", *words, f"out={place}")
+        assert done.returncode == 0, done.stderr
+    assert Path("one/episodes.csv").read_text().count("\n") == 32
+    one, two = ([row.split(",")[:2] for row in Path(p, "episodes.csv").read_text().splitlines()] for p in ("one", "two"))
+    assert one == two
