@@ -15,9 +15,10 @@ from fsl_cli import checkpoint
 # Strides, since pooling has ties: in float32 another order of sums breaks them otherwise, and a gradient moves by 1 %.
 ALGOS = ("protonet", "maml", "reptile", "finetune")
 SMALL = [
-    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "model.halving=stride", "task.train_shot=3",
-    "task.train_queries=2", "task.queries=3", "task.tasks=5", "episodes=3", "val_episodes=3", "eval_every=20", "log_every=2",
-    "checkpoint_every=10", "optimizer=sgd", "optimizer.lr=0.001", "schedule=constant", "steps=20", "device.threads=1",
+    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "model.halving=stride",
+    "task.train_shot=3", "task.train_queries=2", "task.queries=3", "task.tasks=5", "episodes=3", "val_episodes=3",
+    "eval_every=20", "log_every=2", "checkpoint_every=10", "optimizer=sgd", "optimizer.lr=0.001", "schedule=constant",
+    "steps=20", "device.threads=1",
 ]  # fmt: skip
 TWO = ["device=ddp", "device.name=cpu", "device.processes=2"]
 

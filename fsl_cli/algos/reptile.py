@@ -45,12 +45,14 @@ class Reptile(Algorithm):
         inner_lr: float,
         inner_steps: int,
         inner_batch: int,
+        eval_inner_lr: float | None,
         eval_inner_steps: int,
         eval_inner_batch: int,
     ) -> None:
         super().__init__()
-        if inner_lr <= 0:
-            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
+        for name, rate in (("inner_lr", inner_lr), ("eval_inner_lr", eval_inner_lr)):
+            if rate is not None and rate <= 0:
+                raise ValueError(f"algo.{name} = {rate}, but it must be positive.")
         for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch)):
             if value < 1:
                 raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
@@ -60,6 +62,7 @@ class Reptile(Algorithm):
         self.head = nn.Linear(model.out_features, way)
         self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
+        self.eval_inner_lr = eval_inner_lr or inner_lr
         self.eval_inner_steps, self.eval_inner_batch = eval_inner_steps, eval_inner_batch
         self.register_buffer("count", torch.zeros(()))  # inner steps that the moments have seen
         for name, weight in list(self.named_parameters()):
@@ -74,7 +77,9 @@ class Reptile(Algorithm):
 
     def path(self, support: Examples) -> list[Predictor]:
         steps: list[Weights] = [dict(self.named_parameters())]
-        steps += [state.weights for state in self._descend(support, self.eval_inner_steps, self.eval_inner_batch)]
+        steps += [
+            state.weights for state in self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch)
+        ]
         return [self.with_weights(weights, support.inputs) for weights in steps]
 
     @torch.no_grad()
@@ -95,9 +100,9 @@ class Reptile(Algorithm):
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
-        return vmap(lambda one: self._descend(one, self.inner_steps, self.inner_batch)[-1])(support)
+        return vmap(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch)[-1])(support)
 
-    def _descend(self, support: Examples, steps: int, batch: int) -> list[State]:
+    def _descend(self, support: Examples, lr: float, steps: int, batch: int) -> list[State]:
         """The state after each inner step on minibatches of a support set `[n, ...]`."""
         states = []
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
@@ -109,7 +114,7 @@ class Reptile(Algorithm):
                 moments = {name: BETA2 * v + (1 - BETA2) * grads[name].square() for name, v in moments.items()}
                 correction = 1 - BETA2 ** (self.get_buffer("count") + step)
                 grads = {name: g / ((moments[name] / correction).sqrt() + EPS) for name, g in grads.items()}
-            weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
+            weights = {name: weight - lr * grads[name] for name, weight in weights.items()}
             states.append(State(weights, moments, result))
         return states
 

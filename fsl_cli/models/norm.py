@@ -49,7 +49,8 @@ class Norm(nn.Module):
             self.gathered.append((mean.unsqueeze(0), var.unsqueeze(0)))
             return outputs
         channels = (1, -1) + (1,) * (inputs.dim() - 2)
-        groups = inputs.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
+        exact = inputs.to(self.scale.dtype)  # statistics of bfloat16 are kept in float32
+        groups = exact.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
         reduced = [1, *range(3, groups.dim())]
         # Two passes by plain operations: exact, and faster under a map, forward and backward, than torch.var_mean.
         mean = _mean(groups[:, : self.rows], reduced, shared)
@@ -60,7 +61,7 @@ class Norm(nn.Module):
             unbiased = values / max(values - 1, 1)
             self.gathered.append((mean.detach().flatten(1), unbiased * var.detach().flatten(1)))
         gain = self.scale.view(channels) * torch.rsqrt(var + self.eps)
-        return torch.addcmul(self.shift.view(channels), centred, gain).flatten(0, 1)
+        return torch.addcmul(self.shift.view(channels), centred, gain).flatten(0, 1).to(inputs.dtype)
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -82,14 +83,14 @@ class _Sum(torch.autograd.Function):
     """The sum of a tensor over all processes; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
         total = values.contiguous().clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
+        total = grad_outputs[0].contiguous().clone()
         distributed.all_reduce(total)
         return total
 

@@ -1,0 +1,416 @@
+#!/usr/bin/env python
+"""Times training steps and evaluation against the ways that other tools do them, interleaved in one run.
+
+    .venv/bin/python scripts/benchmark.py                  every workload
+    .venv/bin/python scripts/benchmark.py --only W1 W5     some of them
+    pip install higher==0.2.1                              for the column `higher`; without it that column stays empty
+
+Every round runs ours and each peer once, one after the other (A B A B). Shown is the median over the rounds, and the median of
+the ratios within a round: what slows the whole machine for a moment slows both. `floor` is the arithmetic of the plain loop
+over the machine's matrix-multiply rate, as a share of our time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from fsl_cli import device, speed
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.algos.maml import MAML
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.algos.reptile import Reptile, minibatches
+from fsl_cli.datasets.packed import Classes
+from fsl_cli.episodes import EVALUATION, TRAIN, Episode, EpisodeSampler, Store
+from fsl_cli.models.conv4 import Conv4
+from fsl_cli.scoring import score
+
+Step = Callable[[], object]
+LR = 0.1  # of the inner loops: the same everywhere; the weights do not change in the course of a measurement
+CLASSES, EACH = 400, 20
+
+
+@dataclass
+class Workload:
+    """What is measured: one call of `ours` and of each peer does `tasks` tasks, or what `scale` says of it."""
+
+    name: str
+    what: str
+    tasks: int
+    ours: Step
+    peers: dict[str, Step | None]
+    data: Step | None = None  # the part of a training step that draws and gathers its batch
+    scale: dict[str, float] = field(default_factory=dict)  # tasks of one call, where a peer does fewer
+    floor: Step | None = None  # whose floating-point operations are the least that the work needs
+
+
+def items(shape: tuple[int, ...]) -> tuple[np.ndarray, Classes]:
+    """Random images: what is in them does not change the time."""
+    pixels = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, *shape), dtype=np.uint8)
+    starts = np.arange(CLASSES) * EACH
+    return pixels, Classes([str(n) for n in range(CLASSES)], starts, np.full(CLASSES, EACH), np.zeros(CLASSES, dtype=np.int64))
+
+
+def plain_net(channels: int, filters: int, stride: bool, out: int, way: int | None) -> nn.Sequential:
+    """Conv4 as other tools write it, with torch's own batch normalisation."""
+    blocks: list[nn.Module] = []
+    for number in range(4):
+        blocks += [nn.Conv2d(filters if number else channels, filters, 3, 2 if stride else 1, padding=1, bias=False)]
+        blocks += [nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()] + ([] if stride else [nn.MaxPool2d(2)])
+    return nn.Sequential(*blocks, nn.Flatten(), *([nn.Linear(out, way)] if way else []))
+
+
+def labels(part: Tensor) -> Tensor:
+    """Class numbers of one-hot targets."""
+    return part.argmax(-1)
+
+
+class Bench:
+    """Builds the workloads on one device."""
+
+    def __init__(self, place: torch.device, threads: int | None, chunk: int | None) -> None:
+        self.place, self.threads, self.chunk = place, threads, chunk
+        self.chosen: dict[str, Any] = {}
+
+    def setting(
+        self, shape: tuple[int, ...], way: int, shot: int, queries: int, tasks: int
+    ) -> tuple[Store, EpisodeSampler, Episode]:
+        pixels, classes = items(shape)
+        store = Store(pixels, self.place)
+        sampler = EpisodeSampler(classes, way, shot, queries, tasks, 0, TRAIN)
+        return store, sampler, store.episodes(sampler.indices(0), shot)
+
+    def tuned(self, name: str, algo: Algorithm, batch: Episode) -> Step:
+        """Our training step, with threads and chunk size chosen as a run of `fsl train` does."""
+        device.settle(algo, self.place).train()
+        asked: dict[str, Any] = {"threads": self.threads or "auto", "task_chunk": self.chunk or "auto"}
+        if self.place.type == "cuda":
+            asked["threads"] = None
+        choice = speed.measure(algo, batch, asked)
+        self.chosen[name] = choice
+        algo.task_chunk = choice["task_chunk"]
+
+        def step() -> None:
+            before = torch.get_num_threads()
+            torch.set_num_threads(choice["threads"] or before)
+            algo.zero_grad()
+            algo.backward(batch)
+            torch.set_num_threads(before)
+
+        return step
+
+    def maml(self, name: str, what: str, shape: tuple[int, ...], filters: int, stride: bool, shot: int, tasks: int,
+             steps: int, first_order: bool = False, head_only: bool = False) -> Workload:  # fmt: skip
+        store, sampler, batch = self.setting(shape, 5, shot, 15, tasks)
+        model = Conv4(shape, filters, "stride" if stride else "pool")
+        algo = MAML(model, 5, LR, steps, steps, first_order, "head" if head_only else "all")
+        net = plain_net(shape[0], filters, stride, model.out_features, 5).to(self.place)
+        adapted = [n for n, _ in net[-1].named_parameters(prefix=str(len(net) - 1))] if head_only else [
+            n for n, _ in net.named_parameters()]  # fmt: skip
+
+        def loop() -> None:
+            """Clone, adapt by autograd, backward: task after task."""
+            net.zero_grad()
+            for support, answers, queries, truth in zip(*(t for part in batch for t in part), strict=True):
+                weights: dict[str, Tensor] = {n: p for n, p in net.named_parameters() if n in adapted}
+                for _ in range(steps):
+                    loss = functional.cross_entropy(functional_call(net, weights, support), labels(answers))
+                    grads = torch.autograd.grad(loss, list(weights.values()), create_graph=not first_order)
+                    weights = {n: w - LR * g for (n, w), g in zip(weights.items(), grads, strict=True)}
+                loss = functional.cross_entropy(functional_call(net, weights, queries), labels(truth)) / tasks
+                loss.backward()
+
+        return Workload(name, what, tasks, self.tuned(name, algo, batch), {"loop": loop, "higher": self.higher(
+            net, batch, steps, first_order, head_only)}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
+
+    def higher(self, net: nn.Sequential, batch: Episode, steps: int, first_order: bool, head_only: bool) -> Step | None:
+        """The meta-step as in the MAML example of the package `higher`."""
+        try:
+            import higher
+        except ImportError:
+            return None
+        body, head = (net[:-1], net[-1]) if head_only else (nn.Identity(), net)
+        optimizer = torch.optim.SGD(head.parameters(), lr=LR)
+
+        def step() -> None:
+            net.zero_grad()
+            for support, answers, queries, truth in zip(*(t for part in batch for t in part), strict=True):
+                seen = body(support)
+                context = higher.innerloop_ctx(head, optimizer, copy_initial_weights=False, track_higher_grads=not first_order)
+                with context as (fast, differentiable):
+                    for _ in range(steps):
+                        differentiable.step(functional.cross_entropy(fast(seen), labels(answers)))
+                    loss = functional.cross_entropy(fast(body(queries)), labels(truth))
+                    loss.backward()
+
+        return step
+
+    def protonet(self, name: str, what: str, shape: tuple[int, ...], way: int, shot: int, queries: int) -> Workload:
+        store, sampler, batch = self.setting(shape, way, shot, queries, 1)
+        algo = ProtoNet(Conv4(shape, 64))
+        net = plain_net(shape[0], 64, False, 0, None).to(self.place)
+        (support, answers), (query, truth) = batch
+
+        def plain() -> None:
+            net.zero_grad()
+            features = net(torch.cat([support[0], query[0]]))
+            centres = features[: len(support[0])].unflatten(0, (way, shot)).mean(1)
+            distances = torch.cdist(features[len(support[0]) :], centres).square()
+            functional.cross_entropy(-distances, labels(truth[0])).backward()
+
+        assert answers.shape[-1] == way
+        return Workload(
+            name, what, 1, self.tuned(name, algo, batch), {"loop": plain}, lambda: self.draw(store, sampler), floor=plain
+        )
+
+    def reptile(self) -> Workload:
+        store, sampler, batch = self.setting((1, 28, 28), 5, 10, 0, 5)
+        model = Conv4((1, 28, 28), 64, "stride")
+        algo = Reptile(model, 5, "sgd", LR, 5, 10, None, 50, 5)
+        net = plain_net(1, 64, True, model.out_features, 5).to(self.place)
+        rows = minibatches(50, 10, 5, self.place)
+
+        def loop() -> None:
+            start = {n: w.clone() for n, w in net.state_dict().items()}
+            optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+            total = {n: torch.zeros_like(w) for n, w in start.items()}
+            for inputs, targets in zip(*batch.support, strict=True):
+                net.load_state_dict(start)
+                for chosen in rows:
+                    optimizer.zero_grad()
+                    functional.cross_entropy(net(inputs[chosen]), labels(targets[chosen])).backward()
+                    optimizer.step()
+                for n, w in net.state_dict().items():
+                    total[n] += w
+            net.load_state_dict(start)
+
+        return Workload(
+            "W7", "Reptile, 28x28, 5-way, 10 train shots, 5 steps of 10, meta-batch 5", 5, self.tuned("W7", algo, batch),
+            {"loop": loop}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
+
+    def evaluation(self, name: str, what: str, algo: Algorithm, episodes: int, few: int) -> Workload:
+        """Scoring a list of episodes; the peer scores them one by one."""
+        pixels, classes = items((1, 28, 28))
+        store = Store(pixels, self.place)
+        sampler = EpisodeSampler(classes, 5, 1, 15, 1, 0, EVALUATION["test"])
+        device.settle(algo, self.place).eval()
+
+        def ours() -> None:
+            score(algo, store, sampler, episodes)
+
+        def one_by_one() -> None:
+            with torch.no_grad():
+                for number in range(few):
+                    episode = store.episodes(sampler.fixed(number, number + 1), 1)
+                    one = type(episode)(*(type(part)(*(t[0] for t in part)) for part in episode))
+                    right = algo.fit(one.support)(one.query.inputs).argmax(-1) == labels(one.query.targets)
+                    right.float().mean().item()
+
+        return Workload(name, what, episodes, ours, {"loop": one_by_one}, scale={"loop": few})
+
+    def sampling(self) -> Workload:
+        """W9: drawing and gathering alone, from memory, against the same from the memory map."""
+        store, sampler, _ = self.setting((1, 28, 28), 5, 1, 15, 32)
+        file = Path(tempfile.mkdtemp()) / "items.npy"
+        np.save(file, items((1, 28, 28))[0])
+        mapped = Store(np.load(file, mmap_mode="r"), self.place, budget=0)
+        return Workload(
+            "W9", "Drawing and gathering 32 tasks, 5-way 1-shot 15 queries; peer: from the memory map", 32,
+            lambda: self.draw(store, sampler), {"loop": lambda: self.draw(mapped, sampler)})  # fmt: skip
+
+    def draw(self, store: Store, sampler: EpisodeSampler) -> None:
+        store.episodes(sampler.indices(1), sampler.shot)
+
+    def build(self, name: str) -> Workload:
+        """The workload called `name`."""
+        small, large = (1, 28, 28), (3, 84, 84)
+        mini = "84x84x3, Conv4-32, 5-way 5-shot, 5 steps, 15 queries, meta-batch 4"
+        if name == "W1":
+            return self.maml(
+                name, "MAML, 28x28, Conv4-64, 5-way 1-shot, 1 step, 15 queries, meta-batch 32", small, 64, True, 1, 32, 1
+            )
+        if name in ("W2", "W3", "W4"):
+            kind = {"W2": "MAML", "W3": "first-order MAML", "W4": "ANIL"}[name]
+            return self.maml(name, f"{kind}, {mini}", large, 32, False, 5, 4, 5, name == "W3", name == "W4")
+        if name == "W5":
+            return self.protonet(name, "ProtoNet, 28x28, 60-way 1-shot, 5 queries", small, 60, 1, 5)
+        if name == "W6":
+            return self.protonet(name, "ProtoNet, 84x84x3, Conv4-64, 20-way 5-shot, 15 queries", large, 20, 5, 15)
+        if name == "W7":
+            return self.reptile()
+        if name == "W8p":
+            return self.evaluation(name, "Evaluation, ProtoNet, 10,000 episodes", ProtoNet(Conv4(small, 64)), 10000, 100)
+        if name == "W8m":
+            algo = MAML(Conv4(small, 64, "stride"), 5, LR, 1, 3, False, "all")
+            return self.evaluation(name, "Evaluation, MAML, 3 steps (200 episodes timed)", algo, 200, 100)
+        return self.sampling()
+
+
+NAMES = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8p", "W8m", "W9")
+
+
+def seconds(step: Step, place: torch.device) -> float:
+    """One call."""
+    start = time.perf_counter()
+    step()
+    if place.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def with_threads(step: Step, threads: int) -> Step:
+    """The step on so many CPU threads."""
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        step()
+        torch.set_num_threads(before)
+
+    return run
+
+
+def fair(step: Step, place: torch.device) -> int:
+    """The number of threads with which a peer is fastest, since ours is measured too."""
+    step()
+    candidates = speed.halvings(torch.get_num_threads())
+    times = {threads: min(seconds(with_threads(step, threads), place) for _ in range(2)) for threads in candidates}
+    return min(times, key=times.__getitem__)
+
+
+def matmul_rate(place: torch.device) -> float:
+    """Floating-point operations a second of a large float32 matrix product: the best of several."""
+    n = 4096 if place.type == "cuda" else 1536
+    a = torch.randn(n, n, device=place)
+    times = [seconds(lambda: torch.mm(a, a), place) for _ in range(12)]
+    return 2 * n**3 / min(times[2:])
+
+
+def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> None:
+    """In a process of its own: bytes that one call adds to the peak."""
+    place = device.choose(arguments.device)
+    workload = Bench(place, arguments.threads, arguments.chunk).build(name)
+    step = workload.ours if which == "ours" else workload.peers[which]
+    assert step is not None
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        answers.put(torch.cuda.max_memory_allocated())
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    answers.put(max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before) * 1024)
+
+
+def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None:
+    """Peak MiB of one implementation: the device's, or on a CPU the whole process's."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=peak, args=(name, which, arguments, answers))
+    process.start()
+    process.join()
+    return round(answers.get() / 2**20) if process.exitcode == 0 else None
+
+
+def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate: float) -> dict[str, Any]:
+    """One row of the table."""
+    bench = Bench(place, arguments.threads, arguments.chunk)
+    workload = bench.build(name)
+    runs: dict[str, Step] = {"ours": workload.ours, **{n: s for n, s in workload.peers.items() if s is not None}}
+    done = {n: workload.scale.get(n, workload.tasks) for n in runs}
+    threads = {n: fair(step, place) for n, step in runs.items() if n != "ours"}
+    runs |= {n: with_threads(runs[n], threads[n]) for n in threads}
+    for step in runs.values():
+        step()  # warms up
+    rounds = [{n: seconds(step, place) / done[n] for n, step in runs.items()} for _ in tqdm(range(arguments.repeats), desc=name)]
+    per_task = {n: median(r[n] for r in rounds) for n in runs}
+    row: dict[str, Any] = {
+        "name": name,
+        "what": workload.what,
+        "chosen": bench.chosen.get(name),
+        "peer_threads": threads,
+        "tasks_per_s": {n: 1 / t for n, t in per_task.items()},
+        "ratio": {n: median(r[n] / r["ours"] for r in rounds) for n in runs if n != "ours"},
+    }
+    if workload.data is not None:
+        drawing = median(seconds(workload.data, place) for _ in range(20))
+        row["data_share"] = drawing / (drawing + per_task["ours"] * workload.tasks)
+    if workload.floor is not None:
+        with FlopCounterMode(display=False) as counter:
+            workload.floor()
+        row["gflop"] = counter.get_total_flops() / 1e9
+        row["floor_share"] = counter.get_total_flops() / rate / (per_task["ours"] * workload.tasks)
+    if arguments.memory:
+        row["peak_mib"] = {n: memory(name, n, arguments) for n in runs}
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    heads = ("", "ours, tasks/s", "loop, tasks/s", "`higher`, tasks/s", "ours : loop", "ours : `higher`", "data", "floor",
+             "chunk", "threads")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        speeds, ratio, chosen = row["tasks_per_s"], row["ratio"], row["chosen"] or {}
+        cells = [f"{row['name']} {row['what']}"]
+        cells += [f"{speeds[n]:.3g}" if n in speeds else "-" for n in ("ours", "loop", "higher")]
+        cells += [f"{ratio[n]:.2f}" if n in ratio else "-" for n in ("loop", "higher")]
+        cells += [f"{100 * row[n]:.1f} %" if n in row else "-" for n in ("data_share", "floor_share")]
+        cells += [str(chosen.get("task_chunk") or "-"), str(chosen.get("threads") or "all")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints the table, and writes every number to a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="W", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--threads", type=int, help="of our step on a CPU (measured)")
+    parser.add_argument("--chunk", type=int, help="tasks that our step maps at once (measured)")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, each in a process of its own")
+    parser.add_argument("--out", default="benchmark.json", help="where the numbers go (benchmark.json)")
+    arguments = parser.parse_args()
+    place = device.choose(arguments.device)
+    rate = matmul_rate(place)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    machine = {
+        "device": torch.cuda.get_device_name() if place.type == "cuda" else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "matmul_gflop_per_s": rate / 1e9,
+        "commit": commit,
+        "command": " ".join(sys.argv),
+    }
+    print(json.dumps(machine))
+    rows = []
+    for name in arguments.only:
+        rows.append(measure(name, arguments, place, rate))
+        Path(arguments.out).write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""How a step is run changes how fast it is, and nothing else."""
+
+import copy
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed, fsl
+from test_algos import ALGOS, blobs, gradients, make, training_batch
+
+from fsl_cli import device, speed
+from fsl_cli.algos.base import Batch, Outcome
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.config import build
+from fsl_cli.datasets.packed import Classes
+from fsl_cli.episodes import TRAIN, Ahead, Episode, EpisodeSampler, Store
+from fsl_cli.models.conv4 import Conv4
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+FREE: speed.Choice = {"threads": None, "task_chunk": None}
+TRAINING = [
+    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
+    "task.train_way=6", "task.queries=3", "episodes=10", "val_episodes=10", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_the_chunk_changes_neither_gradients_nor_running_statistics(algo: str, chunk: int):
+    torch.manual_seed(1)
+    whole = make(algo, "conv4").train()
+    cut = copy.deepcopy(whole)
+    batch = training_batch(whole, 5)
+    cut.task_chunk = chunk
+    for built in (whole, cut):
+        built.backward(batch)
+    for name, value in gradients(whole).items():
+        torch.testing.assert_close(gradients(cut)[name], value, rtol=1e-8, atol=1e-11)
+    for name, value in whole.named_buffers():
+        torch.testing.assert_close(cut.get_buffer(name), value, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
+    built = make(algo, "mlp").train()
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    batch = training_batch(built, 4)
+    if not isinstance(batch, Episode):
+        return
+    chosen = speed.measure(built, batch, {"threads": "auto", "task_chunk": "auto"})
+    assert chosen["task_chunk"] in (1, 2, 4)
+    assert chosen["threads"] in speed.halvings(torch.get_num_threads())
+    assert not gradients(built)
+    assert all(value.equal(before[name]) for name, value in built.state_dict().items())
+
+
+def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    built, batch = make("maml", "mlp").train(), blobs(4, 3, 2, 4)
+    calls = []
+
+    def measured(*_: Any) -> speed.Choice:
+        calls.append(1)
+        return {"threads": 1, "task_chunk": 2}
+
+    monkeypatch.setattr(speed, "measure", measured)
+    cfg = composed("algo=maml", "steps=1000", f"cache_dir={tmp_path}", "device=cpu")
+    assert speed.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
+    assert speed.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
+    assert len(calls) == 1
+    assert speed.fastest(cfg, built, batch, {"threads": 2, "task_chunk": 4}) == {"threads": 2, "task_chunk": 4}
+    typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3")
+    assert speed.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3}
+    short = composed("algo=maml", "steps=5", "task.tasks=7", f"cache_dir={tmp_path}", "device=cpu")
+    assert speed.fastest(short, built, batch, None) == {"threads": None, "task_chunk": 4}
+    assert len(calls) == 1
+
+
+def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptureFixture):
+    algo, batch = make("maml", "mlp").train(), blobs(8, 3, 2, 4)
+    plain = copy.deepcopy(algo)
+    plain.backward(batch)
+    loss = algo.loss
+
+    def hungry(batch: Batch) -> Outcome:
+        if speed.tasks(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(batch)
+
+    most = 2
+    algo.loss = hungry
+    with caplog.at_level(logging.INFO):
+        stepper = speed.Stepper(algo, {"threads": None, "task_chunk": 8})
+        stepper(batch)
+        assert algo.task_chunk == 2
+        for name, value in gradients(plain).items():
+            torch.testing.assert_close(gradients(algo)[name], value)
+        algo.zero_grad()
+        stepper(batch)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Out of memory: device.task_chunk is 4 from here on.",
+        "Out of memory: device.task_chunk is 2 from here on.",
+    ]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        stepper(batch)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_bfloat16_learns_what_float32_learns(monkeypatch: pytest.MonkeyPatch):
+    results = {}
+    for precision in ("fp32", "bf16"):
+        words = [*TRAINING, "algo=protonet", "steps=60", "val_episodes=60", "eval_every=60", "device.task_chunk=2"]
+        assert fsl(monkeypatch, "train", *words, f"device.precision={precision}", f"out={precision}") == 0
+        lines = Path(precision, "metrics.jsonl").read_text().splitlines()
+        results[precision] = json.loads(lines[-1])["accuracy"]
+    assert results["fp32"] > 0.3
+    assert results["bf16"] == pytest.approx(results["fp32"], abs=0.06)
+
+
+def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():
+    algo = device.settle(ProtoNet(Conv4((1, 16, 16), 4)), torch.device("cpu"), "bf16")
+    inputs = torch.rand(6, 1, 16, 16)
+    seen = []
+    network = algo.get_submodule("model")
+    algo.get_submodule("model.blocks.0").register_forward_hook(lambda *found: seen.append(found[2].dtype))
+    features = algo.train().embed(inputs)
+    assert (seen, features.dtype) == ([torch.bfloat16], torch.float32)
+    del network.forward
+    exact = algo.embed(inputs)
+    assert 0 < float((features - exact).detach().abs().max()) < 0.2
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("device.precision=tf32", "device.precision = tf32, but only CUDA devices have it"),
+        ("device.graph=true", "device.graph = true, but only CUDA devices have graphs"),
+        ("device.task_chunk=fast", "device.task_chunk = fast, but it must be a whole number of at least 1, auto, or null"),
+        ("device.threads=0", "device.threads = 0, but it must be a whole number of at least 1, auto, or null"),
+        ("device.memory=-1", "device.memory = -1.0, but it must be a number of GiB"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused(word: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    assert fsl(monkeypatch, "train", *TRAINING, "steps=2", word, "out=run") == 2
+    assert sentence in capfd.readouterr().err
+
+
+def memory_map(path: Path, classes: int, each: int, shape: tuple[int, ...]) -> tuple[np.ndarray, Classes]:
+    """A sparse file: 20 GB that take no room on the disk, with every item of class `c` of one value where it is touched."""
+    items = np.lib.format.open_memmap(path, "w+", np.uint8, (classes * each, *shape))
+    starts = np.arange(classes) * each
+    return items, Classes([str(c) for c in range(classes)], starts, np.full(classes, each), np.zeros(classes, dtype=np.int64))
+
+
+def test_a_data_set_larger_than_memory_is_gathered_from_its_memory_map(tmp_path: Path):
+    items, classes = memory_map(tmp_path / "items.npy", 50_000, 20, (3, 84, 84))
+    assert items.nbytes > 20e9
+    sampler = EpisodeSampler(classes, 5, 1, 3, 2, 0, TRAIN)
+    store = Store(items, torch.device("cpu"), device.data_budget(torch.device("cpu"), 1.0))
+    assert store.resident is None
+    for step in range(3):
+        drawn = sampler.indices(step).items
+        items[drawn.ravel()] = (drawn.ravel() % 251)[:, None, None, None].astype(np.uint8)
+    ahead = Ahead(lambda step: store.episodes(sampler.indices(step), 1))
+    for step in (0, 1, 2, 0):  # in a row, and jumping back as a resumed run would
+        drawn = sampler.indices(step).items
+        batch = ahead(step)
+        expected = torch.as_tensor(drawn[:, :, 1:] % 251).flatten(1).float() / 255
+        torch.testing.assert_close(batch.query.inputs.flatten(2).amax(-1), expected)
+        torch.testing.assert_close(batch.query.inputs.flatten(2).amin(-1), expected)
+
+
+def test_a_run_beyond_its_memory_budget_computes_the_same(monkeypatch: pytest.MonkeyPatch, workplace: None):
+    words = [*TRAINING, "algo=protonet", "steps=6", "device.task_chunk=2", "device.threads=1"]
+    for name, budget in (("inside", "null"), ("outside", "0")):
+        assert fsl(monkeypatch, "train", *words, f"device.memory={budget}", f"out={name}") == 0
+    one, two = (torch.load(f"{name}/last.pt", weights_only=True)["algo"] for name in ("inside", "outside"))
+    assert all(value.equal(two[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_gathering_from_the_memory_map_costs_little_of_a_step(tmp_path: Path):
+    items, classes = memory_map(tmp_path / "items.npy", 50_000, 20, (3, 84, 84))
+    algo = device.settle(ProtoNet(Conv4((3, 84, 84), 64)), torch.device("cpu")).train()
+    sampler = EpisodeSampler(classes, 10, 5, 5, 1, 0, TRAIN)
+    inside = Store(np.asarray(items[:4000]), torch.device("cpu"))
+    few = Classes(classes.names[:200], classes.starts[:200], classes.counts[:200], classes.turns[:200])
+    near = EpisodeSampler(few, 10, 5, 5, 1, 0, TRAIN)
+    outside = Store(items, torch.device("cpu"), 1 << 30)
+    ahead = Ahead(lambda step: outside.episodes(sampler.indices(step), 5))
+    times: dict[str, list[float]] = {"inside": [], "outside": []}
+    for step in range(24):
+        for name, batches in (("inside", lambda k: inside.episodes(near.indices(k), 5)), ("outside", ahead)):
+            start = time.perf_counter()
+            algo.backward(batches(step % 12))  # the second half is warm in the page cache
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values[12:])) for name, values in times.items()}
+    assert medians["outside"] < 1.2 * medians["inside"], medians
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["protonet", "maml", "reptile"])
+def test_a_compiled_step_gives_the_same_gradients(algo: str):
+    torch.manual_seed(1)
+    plain = make(algo, "conv4").train()
+    fast = copy.deepcopy(plain)
+    batch = training_batch(plain, 4)
+    plain.backward(batch)
+    speed.Stepper(fast, FREE, compiled=True)(batch)
+    for name, value in gradients(plain).items():
+        torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-10)
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_captured_step_gives_the_same_gradients(algo: str):
+    place = torch.device("cuda")
+    torch.manual_seed(1)
+    plain = make(algo, "conv4").to(place).train()
+    fast = copy.deepcopy(plain)
+    stepper = speed.Stepper(fast, FREE, captured=True)
+    for _ in range(speed.WARM_UP + 3):
+        batch = training_batch(plain, 4)
+        batch = speed.map_part(batch, lambda tensor: tensor.to(place))
+        plain.zero_grad()
+        fast.zero_grad()
+        expected, found = plain.backward(batch), stepper(batch)
+        torch.testing.assert_close(found.loss, expected.loss)
+        for name, value in gradients(plain).items():
+            torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-9)
+        for name, value in plain.named_buffers():
+            torch.testing.assert_close(fast.get_buffer(name), value, rtol=1e-7, atol=1e-9)
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_precisions_agree_within_noise_on_cuda(precision: str):
+    cfg = composed("algo=maml", "task.way=3", "model.filters=8")
+    torch.manual_seed(0)
+    built = build(cfg.algo, "algo", model=build(cfg.model, "model", item_shape=(1, 16, 16)), classes=5)
+    batch = speed.map_part(blobs(4, 3, 2, 4), lambda tensor: tensor.float().cuda())
+    exact = device.settle(copy.deepcopy(built), torch.device("cuda"), "fp32").train().loss(batch).loss
+    found = device.settle(copy.deepcopy(built), torch.device("cuda"), precision).train().loss(batch).loss
+    assert torch.isfinite(found)
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.05)
