@@ -69,7 +69,8 @@ def quiet(overrides: list[str]) -> list[str]:
 def asked(overrides: list[str]) -> int | None:
     """How many processes the user asks this one to start, by `device=ddp`; None if this one is to do the work."""
     words = typed(overrides)
-    if words.get("device") != "ddp" or launched():
+    looks = {"--cfg", "-c", "--help", "-h", "--info", "-i"} & set(overrides)
+    if words.get("device") != "ddp" or launched() or looks:
         return None
     if "device.processes" not in words and not torch.cuda.is_available():
         raise ValueError("device = ddp, but there is no CUDA device to count. Say how many processes: device.processes=2.")

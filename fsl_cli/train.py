@@ -84,25 +84,26 @@ def run(cfg: DictConfig) -> float:
         if chief:
             checkpoint.save(folder / name, {**origin, **state.content()})
 
-    with Interrupt() as interrupt, Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
-        while not state.done(cfg.steps, cfg.early_stop):
-            train_step(state, batches(state.step), stepper, cfg)
-            tracker.step()
-            last = state.step == cfg.steps
-            if state.step % cfg.log_every == 0 or last:
-                log_window(state, tracker, cfg)
-            if state.step % cfg.eval_every == 0 or last:
-                validate(state, tracker, store, validation, cfg.val_episodes)
-                if state.misses == 0:
-                    save("best.pt")
-            done = state.done(cfg.steps, cfg.early_stop)
-            # Several processes stop at the same step: they agree on it whenever they log.
-            stop = parallel.first(interrupt.signal) if parallel.world() == 1 or state.step % cfg.log_every == 0 else None
-            if state.step % cfg.checkpoint_every == 0 or done or stop:
-                save("last.pt")
-            if stop and not done:
-                log.info(f"Stopped at step {state.step}. Go on with: fsl train resume={folder / 'last.pt'}")
-                raise SystemExit(128 + stop)
+    with Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
+        with Interrupt() as interrupt:
+            while not state.done(cfg.steps, cfg.early_stop):
+                train_step(state, batches(state.step), stepper, cfg)
+                tracker.step()
+                last = state.step == cfg.steps
+                if state.step % cfg.log_every == 0 or last:
+                    log_window(state, tracker, cfg)
+                if state.step % cfg.eval_every == 0 or last:
+                    validate(state, tracker, store, validation, cfg.val_episodes)
+                    if state.misses == 0:
+                        save("best.pt")
+                done = state.done(cfg.steps, cfg.early_stop)
+                # Several processes stop at the same step: they agree on it whenever they log.
+                stop = parallel.first(interrupt.signal) if parallel.world() == 1 or state.step % cfg.log_every == 0 else None
+                if state.step % cfg.checkpoint_every == 0 or done or stop:
+                    save("last.pt")
+                if stop and not done:
+                    log.info(f"Stopped at step {state.step}. Go on with: fsl train resume={folder / 'last.pt'}")
+                    raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
 
 
