@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -24,6 +25,7 @@ Choice = dict[str, int | None]  # threads and task_chunk; None: all
 CHUNK = 8  # tasks mapped at once, where nothing was measured
 WORTHWHILE = 100  # steps: a shorter run does not get back what the measuring costs
 REPEATS = 3
+HOPELESS = 3  # times slower than the best: on shared cores more threads can be 20 times slower
 WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
 
 
@@ -173,8 +175,15 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any]) -> Choice:
 
 
 def _fastest(algo: Algorithm, batch: Batch, name: str, chosen: Choice, candidates: list[int]) -> int:
-    times = {value: _seconds(algo, batch, **{**chosen, name: value}) for value in candidates}
-    times = {value: seconds for value, seconds in times.items() if seconds is not None}
+    if len(candidates) == 1:
+        return candidates[0]
+    times: dict[int, float] = {}
+    for value in candidates:
+        # Processes that exchange something in every step must all take the same number of steps.
+        best = min(times.values(), default=math.inf) if parallel.world() == 1 else math.inf
+        seconds = _seconds(algo, batch, best, **{**chosen, name: value})
+        if seconds is not None:
+            times[value] = seconds
     if not times:
         return 1
     best = min(times, key=times.__getitem__)
@@ -183,14 +192,16 @@ def _fastest(algo: Algorithm, batch: Batch, name: str, chosen: Choice, candidate
     return best
 
 
-def _seconds(algo: Algorithm, batch: Batch, threads: int | None, task_chunk: int | None) -> float | None:
-    """The fastest of a few steps, or None if the memory does not reach."""
+def _seconds(algo: Algorithm, batch: Batch, best: float, threads: int | None, task_chunk: int | None) -> float | None:
+    """The fastest of a few steps, or None if the memory does not reach; what is far behind the `best` is not repeated."""
     torch.set_num_threads(threads or torch.get_num_threads())
     buffers = {name: buffer.clone() for name, buffer in algo.named_buffers()}
     chunk, algo.task_chunk = algo.task_chunk, task_chunk
     times = []
     try:
         for _ in range(REPEATS):
+            if times and times[0] > HOPELESS * best:
+                return times[0]
             start = time.perf_counter()
             algo.train().backward(batch)
             if batch_on_gpu(batch):
@@ -207,8 +218,8 @@ def _seconds(algo: Algorithm, batch: Batch, threads: int | None, task_chunk: int
 
 
 def halvings(most: int) -> list[int]:
-    """`most`, its half, and so on to 1."""
-    return [most] + (halvings(most // 2) if most > 1 else [])
+    """1, ..., the half of `most`, and `most`."""
+    return (halvings(most // 2) if most > 1 else []) + [most]
 
 
 def batch_on_gpu(batch: Batch) -> bool:
