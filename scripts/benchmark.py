@@ -87,8 +87,8 @@ def labels(part: Tensor) -> Tensor:
 class Bench:
     """Builds the workloads on one device."""
 
-    def __init__(self, place: torch.device, threads: int | None, chunk: int | None) -> None:
-        self.place, self.threads, self.chunk = place, threads, chunk
+    def __init__(self, place: torch.device, arguments: argparse.Namespace) -> None:
+        self.place, self.arguments = place, arguments
         self.chosen: dict[str, Any] = {}
 
     def setting(
@@ -101,22 +101,21 @@ class Bench:
 
     def tuned(self, name: str, algo: Algorithm, batch: Episode) -> Step:
         """Our training step, with threads and chunk size chosen as a run of `fsl train` does."""
-        device.settle(algo, self.place).train()
-        asked: dict[str, Any] = {"threads": self.threads or "auto", "task_chunk": self.chunk or "auto"}
+        device.settle(algo, self.place, self.arguments.precision).train()
+        asked: dict[str, Any] = {"threads": self.arguments.threads or "auto", "task_chunk": self.arguments.chunk or "auto"}
         if self.place.type == "cuda":
             asked["threads"] = None
         choice = speed.measure(algo, batch, asked)
         self.chosen[name] = choice
-        algo.task_chunk = choice["task_chunk"]
+        before = torch.get_num_threads()
+        stepper = speed.Stepper(algo, choice, self.arguments.compile, self.arguments.graph)
+        torch.set_num_threads(before)
 
         def step() -> None:
-            before = torch.get_num_threads()
-            torch.set_num_threads(choice["threads"] or before)
             algo.zero_grad()
-            algo.backward(batch)
-            torch.set_num_threads(before)
+            stepper(batch)
 
-        return step
+        return with_threads(step, choice["threads"] or before)
 
     def maml(self, name: str, what: str, shape: tuple[int, ...], filters: int, stride: bool, shot: int, tasks: int,
              steps: int, first_order: bool = False, head_only: bool = False) -> Workload:  # fmt: skip
@@ -308,7 +307,7 @@ def matmul_rate(place: torch.device) -> float:
 def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> None:
     """In a process of its own: bytes that one call adds to the peak."""
     place = device.choose(arguments.device)
-    workload = Bench(place, arguments.threads, arguments.chunk).build(name)
+    workload = Bench(place, arguments).build(name)
     step = workload.ours if which == "ours" else workload.peers[which]
     assert step is not None
     if place.type == "cuda":
@@ -333,14 +332,15 @@ def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None
 
 def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate: float) -> dict[str, Any]:
     """One row of the table."""
-    bench = Bench(place, arguments.threads, arguments.chunk)
+    bench = Bench(place, arguments)
     workload = bench.build(name)
     runs: dict[str, Step] = {"ours": workload.ours, **{n: s for n, s in workload.peers.items() if s is not None}}
     done = {n: workload.scale.get(n, workload.tasks) for n in runs}
     threads = {n: fair(step, place) for n, step in runs.items() if n != "ours"}
     runs |= {n: with_threads(runs[n], threads[n]) for n in threads}
     for step in runs.values():
-        step()  # warms up
+        for _ in range(speed.WARM_UP + 1 if arguments.graph else 1):
+            step()  # warms up
     rounds = [{n: seconds(step, place) / done[n] for n, step in runs.items()} for _ in tqdm(range(arguments.repeats), desc=name)]
     per_task = {n: median(r[n] for r in rounds) for n in runs}
     row: dict[str, Any] = {
@@ -388,6 +388,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="of our step on a CPU (measured)")
     parser.add_argument("--chunk", type=int, help="tasks that our step maps at once (measured)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"), help="of our step")
+    parser.add_argument("--compile", action="store_true", help="our step through torch.compile")
+    parser.add_argument("--graph", action="store_true", help="our step as a CUDA graph")
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a process of its own")
     parser.add_argument("--out", default="benchmark.json", help="where the numbers go (benchmark.json)")
     arguments = parser.parse_args()
