@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,19 @@ def test_precisions_agree_within_noise_on_cuda(precision: str):
     found = device.settle(copy.deepcopy(built), torch.device("cuda"), precision).train().loss(batch).loss
     assert torch.isfinite(found)
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.05)
+
+
+def test_the_benchmark_measures_ours_against_its_peers(tmp_path: Path):
+    script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+    words = ["--only", "W7", "W9", "--repeats", "1", "--threads", "1", "--chunk", "5", "--device", "cpu", "--out", "b.json"]
+    done = subprocess.run([sys.executable, str(script), *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["machine"]["matmul_gflop_per_s"] > 1
+    reptile, drawing = found["rows"]
+    assert set(reptile["tasks_per_s"]) == {"ours", "loop"}
+    assert reptile["ratio"]["loop"] > 0
+    assert 0 < reptile["data_share"] < 1
+    assert 0 < reptile["floor_share"] < 1
+    assert drawing["tasks_per_s"]["ours"] > 0
+    assert "| W7 Reptile" in done.stdout
