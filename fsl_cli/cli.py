@@ -56,10 +56,11 @@ def run(command: str, overrides: list[str]) -> int:
         module = importlib.import_module(f"fsl_cli.{command}")
         from fsl_cli import parallel
 
-        processes = parallel.asked(overrides)
+        completed = module.prepare(overrides)
+        processes = parallel.asked(completed)
         if processes is not None:
             return parallel.launch(processes, command, overrides)
-        sys.argv = [f"fsl {command}", *parallel.quiet(module.prepare(overrides))]
+        sys.argv = [f"fsl {command}", *parallel.quiet(completed)]
         module.main()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

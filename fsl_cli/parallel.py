@@ -48,7 +48,7 @@ def world() -> int:
 
 
 def part(count: int) -> slice:
-    """What falls to this process of `count` things in a row: parts of equal size, but for one."""
+    """What falls to this process of `count` things in a row; the sizes of the parts differ by one at most."""
     return slice(rank() * count // world(), (rank() + 1) * count // world())
 
 
@@ -70,11 +70,19 @@ def asked(overrides: list[str]) -> int | None:
     """How many processes the user asks this one to start, by `device=ddp`; None if this one is to do the work."""
     words = typed(overrides)
     looks = {"--cfg", "-c", "--help", "-h", "--info", "-i"} & set(overrides)
-    if words.get("device") != "ddp" or launched() or looks:
+    if launched() or looks:
         return None
-    if "device.processes" not in words and not torch.cuda.is_available():
-        raise ValueError("device = ddp, but there is no CUDA device to count. Say how many processes: device.processes=2.")
-    processes = words.get("device.processes", torch.cuda.device_count())
+    processes = words.get("device.processes", "null")
+    if words.get("device") != "ddp":
+        if processes != "null":
+            raise ValueError(
+                f"device.processes = {processes}, but only device=ddp starts processes. Add it, or leave processes away."
+            )
+        return None
+    if processes == "null":
+        if not torch.cuda.is_available():
+            raise ValueError("device = ddp, but there is no CUDA device to count. Say how many processes: device.processes=2.")
+        processes = torch.cuda.device_count()
     if not str(processes).isdecimal() or int(processes) < 1:
         raise ValueError(f"device.processes = {processes}, but it must be a whole number of at least 1.")
     return int(processes)

@@ -47,11 +47,12 @@ class Stepper:
         while True:
             try:
                 return self.capture(batch) if self.capture else self.algo.backward(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not (out_of_memory(error) and self._can_halve(batch)):
                     raise
                 reset(self.algo, {})  # a step changes buffers only when it is through
-                self.algo.task_chunk = max(1, (self.algo.task_chunk or tasks(batch)) // 2)
+                self.algo.task_chunk = max(1, min(self.algo.task_chunk or tasks(batch), tasks(batch)) // 2)
+                self.fastest["task_chunk"] = self.algo.task_chunk  # checkpoints keep it
                 log.info(f"Out of memory: device.task_chunk is {self.algo.task_chunk} from here on.")
             if self.capture:
                 self.capture = Capture(self.algo)

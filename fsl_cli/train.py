@@ -18,7 +18,7 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import Precision, build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Indices, Store
-from fsl_cli.errors import told
+from fsl_cli.errors import RunError, told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
 from fsl_cli.scoring import adaptation_curve, score
@@ -163,6 +163,11 @@ def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig
 def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     """Logs the means since the last log."""
     start = time.perf_counter()
+    if not state.window:
+        raise RunError(
+            f"No step up to {state.step} since the last log had a finite gradient: the run has diverged. Lower optimizer.lr "
+            "(or algo.inner_lr), or set device.precision=fp32; last.pt is from before."
+        )
     loss, accuracy, norm = np.mean(state.settled(), axis=0).tolist()
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()

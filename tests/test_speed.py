@@ -98,7 +98,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         stepper = speed.Stepper(algo, {"threads": None, "task_chunk": 8})
         stepper(batch)
-        assert algo.task_chunk == 2
+        assert algo.task_chunk == stepper.fastest["task_chunk"] == 2
         for name, value in gradients(plain).items():
             torch.testing.assert_close(gradients(algo)[name], value)
         algo.zero_grad()
@@ -124,6 +124,33 @@ def test_bfloat16_learns_what_float32_learns(monkeypatch: pytest.MonkeyPatch):
     assert results["bf16"] == pytest.approx(results["fp32"], abs=0.06)
 
 
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(("broken", "code"), [({3}, 0), ({3, 4}, 1)])
+def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
+    broken: set[int], code: int, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    call, count = speed.Stepper.__call__, iter(range(1, 100))
+
+    def overflowing(self: speed.Stepper, batch: Batch) -> Outcome:
+        result = call(self, batch)
+        if next(count) in broken:
+            for parameter in self.algo.parameters():
+                parameter.grad = torch.full_like(parameter, torch.inf)
+        return result
+
+    monkeypatch.setattr(speed.Stepper, "__call__", overflowing)
+    words = [*TRAINING, "algo=protonet", "steps=6", "log_every=2", "device.precision=bf16", "out=run"]
+    assert fsl(monkeypatch, "train", *words) == code
+    said = capfd.readouterr()
+    assert "Step 3 is left out" in said.out
+    if code == 0:
+        kept = torch.load("run/last.pt", weights_only=True)
+        assert kept["step"] == 6
+        assert all(value.isfinite().all() for value in kept["algo"].values())
+    else:
+        assert "No step up to 4 since the last log had a finite gradient" in said.err
+
+
 def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():
     algo = device.settle(ProtoNet(Conv4((1, 16, 16), 4)), torch.device("cpu"), "bf16")
     inputs = torch.rand(6, 1, 16, 16)
@@ -145,6 +172,7 @@ def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():
         ("device.graph=true", "device.graph = true, but only CUDA devices have graphs"),
         ("device.task_chunk=fast", "device.task_chunk = fast, but it must be a whole number of at least 1, auto, or null"),
         ("device.threads=0", "device.threads = 0, but it must be a whole number of at least 1, auto, or null"),
+        ("device.processes=2", "device.processes = 2, but only device=ddp starts processes"),
         ("device.memory=-1", "device.memory = -1.0, but it must be a number of GiB"),
     ],
 )
