@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed
+from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import Precision, build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
@@ -63,7 +63,8 @@ def run(cfg: DictConfig) -> float:
     began -= state.wall
     batches = partial(training_batch, store, sampler, classes=classes)
     batches = batches if store.resident is not None else Ahead(batches)
-    stepper = speed.stepper(cfg, state.algo, batches(state.step), content and content["fastest"])
+    fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
+    stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,

@@ -35,7 +35,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from fsl_cli import device, speed
+from fsl_cli import device, speed, tuning
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
@@ -106,7 +106,7 @@ class Bench:
         asked: dict[str, Any] = {"threads": self.arguments.threads or "auto", "task_chunk": self.arguments.chunk or "auto"}
         if self.place.type == "cuda":
             asked["threads"] = None
-        choice = speed.measure(algo, batch, asked)
+        choice = tuning.measure(algo, batch, asked)
         self.chosen[name] = choice
         before = torch.get_num_threads()
         stepper = speed.Stepper(algo, choice, self.arguments.compile, self.arguments.graph)
@@ -292,7 +292,7 @@ def with_threads(step: Step, threads: int) -> Step:
 def fair(step: Step, place: torch.device) -> int:
     """The number of threads with which a peer is fastest, since ours is measured too."""
     step()
-    candidates = speed.halvings(torch.get_num_threads())
+    candidates = tuning.halvings(torch.get_num_threads())
     times = {threads: min(seconds(with_threads(step, threads), place) for _ in range(2)) for threads in candidates}
     return min(times, key=times.__getitem__)
 

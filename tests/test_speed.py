@@ -15,7 +15,7 @@ import torch
 from conftest import composed, fsl
 from test_algos import ALGOS, blobs, gradients, make, training_batch
 
-from fsl_cli import device, speed
+from fsl_cli import device, speed, tuning
 from fsl_cli.algos.base import Batch, Outcome
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
@@ -54,9 +54,9 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     batch = training_batch(built, 4)
     if not isinstance(batch, Episode):
         return
-    chosen = speed.measure(built, batch, {"threads": "auto", "task_chunk": "auto"})
+    chosen = tuning.measure(built, batch, {"threads": "auto", "task_chunk": "auto"})
     assert chosen["task_chunk"] in (1, 2, 4)
-    assert chosen["threads"] in speed.halvings(torch.get_num_threads())
+    assert chosen["threads"] in tuning.halvings(torch.get_num_threads())
     assert not gradients(built)
     assert all(value.equal(before[name]) for name, value in built.state_dict().items())
 
@@ -69,16 +69,16 @@ def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path
         calls.append(1)
         return {"threads": 1, "task_chunk": 2}
 
-    monkeypatch.setattr(speed, "measure", measured)
+    monkeypatch.setattr(tuning, "measure", measured)
     cfg = composed("algo=maml", "steps=1000", f"cache_dir={tmp_path}", "device=cpu")
-    assert speed.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
-    assert speed.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
+    assert tuning.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
+    assert tuning.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
     assert len(calls) == 1
-    assert speed.fastest(cfg, built, batch, {"threads": 2, "task_chunk": 4}) == {"threads": 2, "task_chunk": 4}
+    assert tuning.fastest(cfg, built, batch, {"threads": 2, "task_chunk": 4}) == {"threads": 2, "task_chunk": 4}
     typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3")
-    assert speed.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3}
+    assert tuning.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3}
     short = composed("algo=maml", "steps=5", "task.tasks=7", f"cache_dir={tmp_path}", "device=cpu")
-    assert speed.fastest(short, built, batch, None) == {"threads": None, "task_chunk": 4}
+    assert tuning.fastest(short, built, batch, None) == {"threads": None, "task_chunk": 4}
     assert len(calls) == 1
 
 
