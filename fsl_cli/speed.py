@@ -1,12 +1,10 @@
 """How a training step is run: in chunks that fit the memory, compiled, or captured as a CUDA graph."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, leaves, map_tensors
 from fsl_cli.episodes import Episode
 
 log = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ class Capture:
         return Outcome(*(value.clone() for value in self.outcome))
 
     def _record(self, batch: Batch) -> None:
-        self.batch = type(batch)(*(map_part(part, torch.clone) for part in batch))  # the graph reads from here
+        self.batch = map_tensors(batch, torch.clone)  # the graph reads from here
         for parameter in self.algo.parameters():
             parameter.grad = None  # so that the graph sets its gradients and does not add to old ones
         graph = torch.cuda.CUDAGraph()
@@ -87,20 +85,6 @@ class Capture:
             self.outcome = self.algo.backward(self.batch)
         self.graph = graph
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
-
-
-def map_part(part: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor, or a named tuple of tensors, with every tensor changed."""
-    return change(part) if isinstance(part, torch.Tensor) else type(part)(*(map_part(inner, change) for inner in part))
-
-
-def leaves(batch: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a batch."""
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    else:
-        for part in batch:
-            yield from leaves(part)
 
 
 def tasks(batch: Batch) -> int:

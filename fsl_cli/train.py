@@ -143,6 +143,7 @@ def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig
     key = np.random.SeedSequence((cfg.seed, TRAIN, state.step)).generate_state(1, np.uint64)
     torch.manual_seed(int(key[0]) >> 1)  # dropout and augmentation resume without stored generators
     state.optimizer.zero_grad()
+    state.algo.progress = state.step / cfg.steps
     before = {name: b.clone() for name, b in state.algo.named_buffers()} if cfg.device.precision == Precision.bf16 else {}
     share = speed.tasks(batch) / cfg.task.tasks if isinstance(batch, Episode) else 1 / parallel.world()
     outcome = parallel.average(state.algo, stepper(batch), share)

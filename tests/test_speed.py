@@ -16,7 +16,7 @@ from conftest import composed, fsl
 from test_algos import ALGOS, blobs, gradients, make, training_batch
 
 from fsl_cli import device, speed, tuning
-from fsl_cli.algos.base import Batch, Outcome
+from fsl_cli.algos.base import Batch, Outcome, map_tensors
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
 from fsl_cli.datasets.packed import Classes
@@ -258,7 +258,7 @@ def test_a_captured_step_gives_the_same_gradients(algo: str):
     stepper = speed.Stepper(fast, FREE, captured=True)
     for _ in range(speed.WARM_UP + 3):
         batch = training_batch(plain, 4)
-        batch = speed.map_part(batch, lambda tensor: tensor.to(place))
+        batch = map_tensors(batch, lambda tensor: tensor.to(place))
         plain.zero_grad()
         fast.zero_grad()
         expected, found = plain.backward(batch), stepper(batch)
@@ -276,7 +276,7 @@ def test_precisions_agree_within_noise_on_cuda(precision: str):
     cfg = composed("algo=maml", "task.way=3", "model.filters=8")
     torch.manual_seed(0)
     built = build(cfg.algo, "algo", model=build(cfg.model, "model", item_shape=(1, 16, 16)), classes=5)
-    batch = speed.map_part(blobs(4, 3, 2, 4), lambda tensor: tensor.float().cuda())
+    batch = map_tensors(blobs(4, 3, 2, 4), lambda tensor: tensor.float().cuda())
     exact = device.settle(copy.deepcopy(built), torch.device("cuda"), "fp32").train().loss(batch).loss
     found = device.settle(copy.deepcopy(built), torch.device("cuda"), precision).train().loss(batch).loss
     assert torch.isfinite(found)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Algorithm(nn.Module, ABC):
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int | None = 8  # tasks mapped at once in scoring
+    progress: float = 0.0  # the share of the training that is done, from 0 to 1
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
     def __init__(self) -> None:
@@ -83,8 +84,8 @@ class Algorithm(nn.Module, ABC):
         return self.predictions(one).squeeze(0)
 
     def scores(self, batch: Episode) -> Tensor:
-        """Query logits `[tasks, q, way]` of embedded episodes: the only place that maps over tasks."""
-        return vmap(lambda episode: self.adapt(episode.support)(episode.query.inputs))(batch)
+        """Query logits `[tasks, q, way]` of embedded episodes."""
+        return self.each(lambda episode: self.adapt(episode.support)(episode.query.inputs), batch)
 
     def curves(self, batch: Episode) -> Tensor:
         """Query logits after each inner step, `[tasks, steps + 1, q, way]`, for non-bulk algorithms."""
@@ -92,7 +93,17 @@ class Algorithm(nn.Module, ABC):
         def curve(episode: Episode) -> Tensor:
             return torch.stack([predictor(episode.query.inputs) for predictor in self.path(episode.support)])
 
-        return vmap(curve)(batch)
+        return self.each(curve, batch)
+
+    def each(self, function: Callable[..., Any], *tasks: Any) -> Any:
+        """`function` of every task in structures of tensors `[tasks, ...]`: mapped, all at once.
+
+        A single task runs without a map, where kernels can be used that are fused.
+        """
+        if next(leaves(tasks)).shape[0] > 1:
+            return vmap(function)(*tasks)
+        with statistics(self, alone=True):
+            return map_tensors(function(*map_tensors(tasks, lambda t: t.squeeze(0))), lambda t: t.unsqueeze(0))
 
     def predictions(self, batch: Episode) -> Tensor:
         """Query logits `[tasks, q, way]` of raw episodes, after one embedding pass if bulk."""
@@ -139,7 +150,27 @@ class Algorithm(nn.Module, ABC):
         if self.norm == "support":
             with statistics(self, rows=len(support)):
                 return network(torch.cat([support, inputs]))[len(support) :]
-        return vmap(lambda query: network(torch.cat([support, query.unsqueeze(0)]))[-1])(inputs)
+        with statistics(self):
+            return vmap(lambda query: network(torch.cat([support, query.unsqueeze(0)]))[-1])(inputs)
+
+
+def map_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A structure of tensors (tuples, named tuples, dictionaries) with every tensor changed."""
+    if isinstance(structure, Tensor):
+        return change(structure)
+    if isinstance(structure, Mapping):
+        return {name: map_tensors(part, change) for name, part in structure.items()}
+    parts = [map_tensors(part, change) for part in structure]
+    return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+
+
+def leaves(structure: Any) -> Iterator[Tensor]:
+    """The tensors of a structure."""
+    if isinstance(structure, Tensor):
+        yield structure
+    else:
+        for part in structure.values() if isinstance(structure, Mapping) else structure:
+            yield from leaves(part)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -154,7 +185,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def outcome(logits: Tensor, targets: Tensor) -> Outcome:
     """Cross entropy and accuracy of logits `[..., way]` against one-hot targets of the same shape."""
-    return Outcome(cross_entropy(logits, targets), (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean())
+    return Outcome(cross_entropy(logits, targets), accuracy(logits, targets))
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The share of logits `[..., way]` whose largest stands where the one-hot target is."""
+    return (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
 
 
 def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:

@@ -1,5 +1,6 @@
 """Small classifiers on embeddings that several algorithms share."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,3 +21,58 @@ def squared_distances(queries: Tensor, prototypes: Tensor) -> Tensor:
 def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
     """Scaled cosine similarities `[n, way]` of embeddings `[n, features]` and class weights `[way, features]`."""
     return scale * functional.normalize(inputs, dim=1) @ functional.normalize(weights, dim=1).T
+
+
+# The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and
+# one-hot targets `[n, way]`; they return the coefficients A `[n, way]`. All are mappable and differentiable.
+
+LOGISTIC_STEPS, SVM_STEPS = 30, 60
+
+
+def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """Least squares onto the targets: minimises |X W - Y|^2 + strength |W|^2, by the Woodbury identity."""
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + strength * eye, targets)
+
+
+def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """Multinomial logistic regression: minimises the summed cross entropy + strength / 2 |W|^2.
+
+    Newton's steps with the Hessian replaced by its bound X^T X / 2 (Boehning, 1992), so that every step goes down and one
+    factorisation serves them all.
+    """
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    inverse = torch.linalg.inv(gram / 2 + strength * eye)
+    coefficients = torch.zeros_like(targets)
+    for _ in range(LOGISTIC_STEPS):
+        gradient = (gram @ coefficients).softmax(1) - targets + strength * coefficients  # of the loss, without its factor X^T
+        coefficients = coefficients - inverse @ gradient
+    return coefficients
+
+
+def svm(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """The multi-class support vector machine of Crammer and Singer (2001), with C = `strength`, by its dual.
+
+    Minimises tr(A^T K A) / 2 - tr(A^T Y) over A whose rows sum to 0 with `A <= strength * Y`.
+    """
+    step = 1 / gram.diagonal().sum()  # the trace bounds the largest eigenvalue
+    coefficients = ahead = torch.zeros_like(targets)
+    for number in range(SVM_STEPS):
+        moved = _onto(ahead - step * (gram @ ahead - targets), strength * targets)
+        ahead = moved + number / (number + 3) * (moved - coefficients)
+        coefficients = moved
+    return coefficients
+
+
+def _onto(values: Tensor, upper: Tensor) -> Tensor:
+    """The nearest rows `[n, way]` that sum to 0 and are at most `upper`."""
+    # Write u = upper - row >= 0 with sum(u) = sum(upper): the projection onto a simplex (Held et al., 1974).
+    total = upper.sum(1, keepdim=True)
+    slack = upper - values
+    ordered = slack.sort(1, descending=True).values
+    sums = ordered.cumsum(1) - total
+    count = torch.arange(1, slack.shape[1] + 1, dtype=slack.dtype, device=slack.device)
+    active = (ordered - sums / count > 0).to(slack.dtype)
+    number = active.sum(1, keepdim=True)
+    shift = ((ordered * active).sum(1, keepdim=True) - total) / number
+    return upper - (slack - shift).clamp(min=0)

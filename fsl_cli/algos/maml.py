@@ -1,6 +1,16 @@
 """Model-Agnostic Meta-Learning, Finn, Abbeel and Levine, 2017 (https://arxiv.org/abs/1703.03400), and its relatives.
 
-`first_order` drops the second derivatives; `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157).
+What a relative changes is an option:
+
+- `first_order` drops the second derivatives (FOMAML).
+- `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157), `adapts=body` is BOIL (Oh et al., 2021,
+  https://arxiv.org/abs/2008.08882).
+- `rates=weight` learns a step of free sign for every single weight: Meta-SGD (Li et al., 2017, https://arxiv.org/abs/1707.09835).
+- `rates=step` learns one for every layer and step, `norm_per_step` a scale and shift of each normalisation for every step,
+  `multi_step` sums the query losses after all steps early in training, `first_order_until` leaves second derivatives to later:
+  MAML++ (Antoniou et al., 2019, https://arxiv.org/abs/1810.09502).
+- `head=prototypes` starts the head at the class means: ProtoMAML (Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096).
+
 As in the published code, normalisation uses batch statistics always, and its scale and shift are learned by the outer loop
 only. The inner loss is the mean over the support set, so that a published step for the sum over classes is `way` times ours.
 """
@@ -9,16 +19,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fsl_cli.algos.base import Algorithm, Predictor, cross_entropy
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
+from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm
 
 Weights = dict[str, Tensor]
+
+LEAST = 0.03  # where the weight of a query loss before the last ends, as a share of its weight at the start (MAML++)
 
 
 class MAML(Algorithm):
@@ -31,8 +44,13 @@ class MAML(Algorithm):
         inner_lr: float,
         inner_steps: int,
         eval_inner_steps: int,
-        first_order: bool,
-        adapts: Literal["all", "head"],
+        first_order: bool = False,
+        adapts: Literal["all", "head", "body"] = "all",
+        head: Literal["learned", "prototypes"] = "learned",
+        rates: Literal["fixed", "step", "weight"] = "fixed",
+        norm_per_step: bool = False,
+        multi_step: float = 0.0,
+        first_order_until: float = 0.0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -41,58 +59,121 @@ class MAML(Algorithm):
         for name, steps in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps)):
             if steps < 0:
                 raise ValueError(f"algo.{name} = {steps}, but it must not be negative.")
+        for name, share in (("multi_step", multi_step), ("first_order_until", first_order_until)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"algo.{name} = {share}, but it must be a share of the training, from 0 to 1.")
+        if head == "prototypes" and (rates == "weight" or adapts == "body"):
+            raise ValueError("algo.head = prototypes has no weights of its own: use algo.rates=fixed|step, algo.adapts=all|head.")
         self.model = model
-        self.head = nn.Linear(model.out_features, way)
+        self.head = nn.Linear(model.out_features, way) if head == "learned" else None
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
-        self.recompute = recompute
+        self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute
         self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
-        outer_only = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
-        self.adapted = [
-            name
-            for name, parameter in self.named_parameters()
-            if id(parameter) not in outer_only and (adapts == "all" or name.startswith("head."))
-        ]
+        norms = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
+        own = [name for name, parameter in self.named_parameters() if id(parameter) not in norms]
+        self.adapted = [name for name in own if adapts == "all" or name.startswith("head.") == (adapts == "head")]
+        steps = max(1, inner_steps)
+        self.rates, self.by_weight = nn.ParameterDict(), rates == "weight"
+        moving = self.adapted + (["head.weight", "head.bias"] if head == "prototypes" else [])
+        for name in moving if rates != "fixed" else []:
+            shape = self.get_parameter(name).shape if self.by_weight else (steps,)
+            self.rates[_key(name)] = torch.full(shape, float(inner_lr))
+        self.norms_by_step = nn.ParameterDict()
+        self.norm_names = [name for name, p in self.named_parameters() if id(p) in norms] if norm_per_step else []
+        for name in self.norm_names:
+            self.norms_by_step[_key(name)] = self.get_parameter(name).detach().repeat(steps, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[n, way]` of the network as it stands."""
-        return self.head(self.model(inputs))
+        return self.logits({}, inputs, 0)
 
     def adapt(self, support: Examples) -> Predictor:
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
-        weights: Weights = {name: self.get_parameter(name) for name in self.adapted}
+        weights = self.start(support)
         steps = [weights]
-        features = self.model(support.inputs) if self.adapts == "head" else None
-        for _ in range(self.inner_steps if self.training else self.eval_inner_steps):
-            weights = self.descend(weights, support, features)
+        features = self.model(support.inputs) if self.adapts == "head" and not self.norm_names else None
+        for step in range(self.inner_steps if self.training else self.eval_inner_steps):
+            weights = self.descend(weights, support, step, features)
             steps.append(weights)
-        return [self.with_weights(weights, support.inputs) for weights in steps]
+        return [self.predictor(weights, support, number) for number, weights in enumerate(steps)]
 
-    def descend(self, weights: Weights, support: Examples, features: Tensor | None = None) -> Weights:
-        """The weights after one inner step."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.first_order):
-            grads = grad(self.support_loss)(weights, support, features)
-        return {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
+    def start(self, support: Examples) -> Weights:
+        """The weights that an episode adapts, before its first step."""
+        weights: Weights = {name: self.get_parameter(name) for name in self.adapted}
+        if self.head is None:  # the distance to the class means c, written as a layer: 2 c x - |c|^2
+            means = centroids(Examples(self.logits({}, support.inputs, 0, embed=True), support.targets))
+            weights |= {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
+        return weights
+
+    def descend(self, weights: Weights, support: Examples, step: int, features: Tensor | None = None) -> Weights:
+        """The weights after inner step `step`, counted from 0."""
+        first_order = self.first_order or (self.training and self.progress < self.first_order_until)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+            grads = grad(self.support_loss)(weights, support, step, features)
+        return {name: weight - self.rate(name, step) * grads[name] for name, weight in weights.items()}
+
+    def rate(self, name: str, step: int) -> Tensor | float:
+        """The inner step size of a weight; steps beyond those trained take the last one's."""
+        if _key(name) not in self.rates:
+            return self.inner_lr
+        rate = self.rates[_key(name)]
+        return rate if self.by_weight else rate[min(step, len(rate) - 1)]
+
+    def support_loss(self, weights: Weights, support: Examples, step: int, features: Tensor | None) -> Tensor:
+        """Mean cross entropy on the support set; `features`, if given, spare the passes through a body that stays."""
+        if features is None:
+            return cross_entropy(self.logits(weights, support.inputs, step), support.targets)
+        return cross_entropy(functional.linear(features, weights["head.weight"], weights["head.bias"]), support.targets)
+
+    def logits(self, weights: Weights, inputs: Tensor, step: int, embed: bool = False) -> Tensor:
+        """Logits `[n, way]`, or embeddings, under `weights` and the normalisation of a step."""
+        body = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
+        for name in self.norm_names:
+            values = self.norms_by_step[_key(name)]
+            body[name.removeprefix("model.")] = values[min(step, len(values) - 1)]
+        features = functional_call(self.model, body, inputs)
+        if embed:
+            return features
+        head = weights if "head.weight" in weights else dict(self.named_parameters())
+        return functional.linear(features, head["head.weight"], head["head.bias"])
+
+    def predictor(self, weights: Weights, support: Examples, steps: int) -> Predictor:
+        """What the weights after `steps` inner steps say, under the norm protocol; normalised as in the last of the steps."""
+        return lambda queries: self.under_norm(
+            lambda inputs: self.logits(weights, inputs, max(0, steps - 1)), support.inputs, queries
+        )
+
+    def loss(self, batch: Batch) -> Outcome:
+        if not (self.training and self.progress < self.multi_step and self.inner_steps > 0):
+            return super().loss(batch)
+        assert isinstance(batch, Episode), "MAML trains on episodes"
+        after = self.curves(batch)[:, 1:].unbind(1)  # query logits after each step
+        left = 1 - (1 - LEAST) * self.progress / self.multi_step
+        parts = [outcome(logits, batch.query.targets) for logits in after]
+        early = left / len(parts)
+        shares = [early] * (len(parts) - 1) + [1 - early * (len(parts) - 1)]
+        return Outcome(
+            sum((s * part.loss for s, part in zip(shares, parts, strict=True)), start=0 * parts[0].loss), parts[-1].accuracy
+        )
 
     def scores(self, batch: Episode) -> Tensor:
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return super().scores(batch)
-        tasks = len(batch.support.targets)
-        weights = {name: self.get_parameter(name).expand(tasks, *self.get_parameter(name).shape) for name in self.adapted}
+        weights = self.each(self.start, batch.support)
+        names = list(weights)
+        for number in range(self.inner_steps):
 
-        def step(*values: Tensor) -> tuple[Tensor, ...]:
-            return tuple(vmap(self.descend)(dict(zip(self.adapted, values, strict=True)), batch.support).values())
+            def step(*values: Tensor, number: int = number) -> tuple[Tensor, ...]:
+                before = dict(zip(names, values, strict=True))
+                return tuple(self.each(lambda w, part: self.descend(w, part, number), before, batch.support).values())
 
-        for _ in range(self.inner_steps):  # the reentrant form is the one that runs around a map
+            # The reentrant form is the one that runs around a map.
             values: tuple[Tensor, ...] = checkpoint(step, *weights.values(), use_reentrant=True)  # pyright: ignore
-            weights = dict(zip(self.adapted, values, strict=True))
-        return vmap(lambda w, part: self.with_weights(w, part.support.inputs)(part.query.inputs))(weights, batch)
+            weights = dict(zip(names, values, strict=True))
+        return self.each(lambda w, part: self.predictor(w, part.support, self.inner_steps)(part.query.inputs), weights, batch)
 
-    def support_loss(self, weights: Weights, support: Examples, features: Tensor | None) -> Tensor:
-        """Mean cross entropy on the support set; `features`, if given, spare the passes through a body that stays."""
-        if features is None:
-            logits = functional_call(self, weights, support.inputs)
-        else:
-            logits = functional.linear(features, weights["head.weight"], weights["head.bias"])
-        return cross_entropy(logits, support.targets)
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks, outcome
 from fsl_cli.episodes import Episode, Examples
@@ -100,7 +100,7 @@ class Reptile(Algorithm):
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
-        return vmap(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch)[-1])(support)
+        return self.each(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch)[-1], support)
 
     def _descend(self, support: Examples, lr: float, steps: int, batch: int) -> list[State]:
         """The state after each inner step on minibatches of a support set `[n, ...]`."""

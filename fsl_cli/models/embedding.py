@@ -7,3 +7,8 @@ class Embedding(nn.Module):
     """Items `[n, *item]` -> embeddings `[n, out_features]`. `build` passes the constructor `item_shape`."""
 
     out_features: int
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """What an embedding was before it was flattened: `(features,)`, or `(channels, height, width)`."""
+        return (self.out_features,)

@@ -1,0 +1,28 @@
+"""The LSTM cell of the algorithms that read sequences."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """An LSTM cell of plain operations, which can be mapped; the state that it is fed may be wider than its output."""
+
+    def __init__(self, width: int, state: int, out: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(width + state, 4 * out)
+
+    def forward(self, inputs: Tensor, state: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on inputs `[..., width]`: the output and the cell, both `[..., out]`."""
+        enter, forget, leave, new = self.gates(torch.cat([inputs, state], dim=-1)).chunk(4, dim=-1)
+        cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        return leave.sigmoid() * cell.tanh(), cell
+
+    def outputs(self, sequence: Tensor) -> Tensor:
+        """The output after each row of a sequence `[n, width]`, `[n, out]`."""
+        cell = sequence.new_zeros(1, self.gates.out_features // 4)
+        hidden = cell
+        rows = []
+        for row in sequence.split(1):
+            hidden, cell = self(row, hidden, cell)
+            rows.append(hidden)
+        return torch.cat(rows)

@@ -1,0 +1,57 @@
+"""Heads with a closed form, or a convex problem solved to the end, differentiated through their solution.
+
+R2-D2: Meta-learning with differentiable closed-form solvers, Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), is
+`head=ridge`; MetaOptNet: Meta-Learning with Differentiable Convex Optimization, Lee et al., 2019
+(https://arxiv.org/abs/1904.03758), is `head=ridge` or `head=svm`. All work on the Gram matrix of the support set (the Woodbury
+form), whose size does not depend on the embedding. The SVM's dual is solved by accelerated projected gradient steps, which
+autograd differentiates, where the published code differentiates the optimality conditions of an interior-point solution.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.heads import logistic, ridge, svm
+from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
+
+SOLVERS = {"ridge": ridge, "svm": svm, "logistic": logistic}
+
+
+class ClosedForm(Algorithm):
+    """Fits a linear classifier to the support embeddings; a learned scale and shift make logits of its scores."""
+
+    bulk = True
+    norms = ("running", "transductive", "support")
+
+    def __init__(
+        self,
+        model: Embedding,
+        head: Literal["ridge", "svm", "logistic"],
+        strength: float,
+        scale: float,
+        normalize: bool,
+    ) -> None:
+        super().__init__()
+        if strength <= 0:
+            raise ValueError(f"algo.strength = {strength}, but it must be positive.")
+        self.model, self.head, self.strength, self.normalize = model, head, strength, normalize
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        features = self.model(inputs)
+        return functional.normalize(features, dim=1) if self.normalize else features
+
+    def adapt(self, support: Examples) -> Predictor:
+        inputs = _with_one(support.inputs)
+        weights = SOLVERS[self.head](inputs @ inputs.T, support.targets, self.strength)  # [n, way]
+        return lambda queries: self.scale * (_with_one(queries) @ inputs.T @ weights) + self.shift
+
+
+def _with_one(features: Tensor) -> Tensor:
+    """A constant 1 beside the features, whose weight is the bias."""
+    return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)

@@ -1,0 +1,43 @@
+"""Conditional Neural Processes, Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613).
+
+One network encodes the support items, the mean of the codes stands for the episode, and a second network answers queries from
+it. As in the paper, classification takes the mean code of every class, one beside the other, in the order of the class slots.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.heads import centroids
+from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
+
+
+class CNP(Algorithm):
+    """Answers a query from its embedding and the mean codes of the support set."""
+
+    bulk = True
+    norms = ("running", "transductive", "support")
+
+    def __init__(self, model: Embedding, way: int, hidden: int, code: int) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder = _network(model.out_features, hidden, code)
+        self.decoder = _network(model.out_features + way * code, hidden, way)
+        self.way = way
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def adapt(self, support: Examples) -> Predictor:
+        if support.targets.shape[-1] != self.way:
+            raise ValueError(
+                f"The networks were built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
+                "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
+            )
+        code = centroids(Examples(self.encoder(support.inputs), support.targets)).flatten()  # [way * code]
+        return lambda queries: self.decoder(torch.cat([queries, code.expand(len(queries), -1)], dim=1))
+
+
+def _network(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out))

@@ -1,0 +1,120 @@
+"""Meta-Learning with Memory-Augmented Neural Networks, Santoro et al., 2016 (https://arxiv.org/abs/1605.06065).
+
+The support set comes as a sequence: item t together with the label of item t-1, one item of every class, then the second of
+every class, and so on. An LSTM reads from and writes to a memory at its least recently used places. A query is the item after the
+last one. The published network answers at every step of one long sequence; here it answers queries after the support, so that
+its accuracy after k presentations of a class is its k-shot accuracy. `path` gives the answers after each presentation. The
+similarities of the read are sharpened by a learned factor, without which the attention over 128 places stays flat.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.cells import Cell
+from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
+
+DECAY = 0.95  # of the usage
+ORDER_SEED = 20160519  # every episode presents its class slots in one constant order
+
+
+class Memory(NamedTuple):
+    """The state of the network between two items."""
+
+    cells: Tensor  # [places, width]
+    usage: Tensor  # [places]
+    read: Tensor  # [heads, places] the last read weights
+    hidden: Tensor  # [controller]
+    cell: Tensor  # [controller]
+    values: Tensor  # [heads * width] what was read last
+
+
+class MANN(Algorithm):
+    """An LSTM with an external memory that is written to at its least recently used places."""
+
+    bulk = True
+    norms = ("running", "transductive", "support")
+
+    def __init__(self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int) -> None:
+        super().__init__()
+        self.model, self.way = model, way
+        self.places, self.width, self.heads = places, width, heads
+        self.controller = Cell(model.out_features + way, heads * width + controller, controller)
+        self.keys = nn.Linear(controller, heads * width)
+        self.gate = nn.Linear(controller, heads)
+        self.sharpness = nn.Parameter(torch.tensor(10.0))
+        self.answer = nn.Linear(controller + heads * width, way)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def adapt(self, support: Examples) -> Predictor:
+        return self.path(support)[-1]
+
+    def path(self, support: Examples) -> list[Predictor]:
+        if support.targets.shape[-1] != self.way:
+            raise ValueError(
+                f"The network was built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
+                "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
+            )
+        memory = self.empty(support.inputs)
+        label = torch.zeros_like(support.targets[0])
+        predictors = [self._predictor(memory, label)]
+        for presentation in presentations(len(support.inputs), self.way):
+            for item in presentation:
+                memory, _ = self.step(memory, support.inputs[item], label)
+                label = support.targets[item]
+            predictors.append(self._predictor(memory, label))
+        return predictors
+
+    def _predictor(self, memory: Memory, label: Tensor) -> Predictor:
+        return lambda queries: torch.func.vmap(lambda query: self.step(memory, query, label)[1])(queries)
+
+    def empty(self, like: Tensor) -> Memory:
+        """The state before the first item."""
+        controller = self.gate.in_features
+        zeros = like.new_zeros
+        cells = zeros(self.places, self.width) + 1e-6  # a cosine of nothing has no gradient
+        return Memory(
+            cells, torch.linspace(0, 1e-3, self.places, dtype=like.dtype, device=like.device), zeros(self.heads, self.places), zeros(controller), zeros(controller),
+            zeros(self.heads * self.width)
+        )  # fmt: skip
+
+    def step(self, memory: Memory, item: Tensor, label: Tensor) -> tuple[Memory, Tensor]:
+        """Sees an embedding `[features]` with the label `[way]` of the item before; the new state and logits `[way]`."""
+        state = torch.cat([memory.values, memory.hidden])
+        hidden, cell = self.controller(torch.cat([item, label]), state, memory.cell)
+        keys = self.keys(hidden).tanh().view(self.heads, self.width)
+        share = self.gate(hidden).sigmoid().unsqueeze(1)  # [heads, 1]
+        least = least_used(memory.usage, self.heads)  # [places]
+        write = share * memory.read + (1 - share) * least / self.heads  # [heads, places]
+        cells = memory.cells * (1 - first_least_used(memory.usage)).unsqueeze(1) + write.T @ keys
+        near = functional.normalize(keys, dim=1) @ functional.normalize(cells, dim=1).T
+        read = (self.sharpness * near).softmax(1)
+        values = (read @ cells).flatten()
+        usage = DECAY * memory.usage + read.sum(0) + write.sum(0)
+        logits = self.answer(torch.cat([hidden, values]))
+        return Memory(cells, usage, read, hidden, cell, values), logits
+
+
+def least_used(usage: Tensor, count: int) -> Tensor:
+    """1 at the `count` least used of the places `[places]`, else 0."""
+    return functional.one_hot(usage.topk(count, largest=False).indices, usage.shape[-1]).sum(0).to(usage.dtype)
+
+
+def first_least_used(usage: Tensor) -> Tensor:
+    """1 at the least used place, which is wiped before it is written to."""
+    return least_used(usage, 1)
+
+
+def presentations(n: int, way: int) -> np.ndarray:
+    """Rows of items, one of every class in each if `n` items sorted by class divide evenly, else all in one row."""
+    if n % way:
+        return np.random.default_rng(ORDER_SEED).permutation(n)[None]
+    order = np.random.default_rng(ORDER_SEED).permutation(way)
+    return order * (n // way) + np.arange(n // way)[:, None]
