@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 FORMAT = 1
+UNMEASURED = {"threads": None, "task_chunk": None, "channels_last": False}
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
 
 
@@ -52,7 +53,7 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
             "run foreign code. Use a checkpoint that fsl train wrote."
         ) from error
     if isinstance(content, dict):
-        content.setdefault("fastest", None)  # what runs before 0.2 did not choose
+        content["fastest"] = UNMEASURED | (content.get("fastest") or {})  # what runs of older versions did not choose
     if not isinstance(content, dict) or set(content) != KEYS or content["format"] != FORMAT:
         raise ValueError(f"{key} = {path} is not a checkpoint of this version of fsl. Use a file that fsl train wrote.")
     return content
@@ -61,6 +62,19 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
 def sha256(path: str | Path) -> str:
     """The hash of a file, which says in a result which checkpoint it belongs to."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
+    """Puts the embedding network of a checkpoint, whatever algorithm trained it, into `algo`."""
+    network = algo.get_submodule("model")
+    saved = {name.removeprefix("model."): value for name, value in content["algo"].items() if name.startswith("model.")}
+    own = network.state_dict()
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
+        raise ValueError(
+            f"{key}: the network of the checkpoint is another one (model={content['choices']['model']}, "
+            f"dataset={content['choices']['dataset']}). Train with the same model, model options and item size."
+        )
+    network.load_state_dict(saved)
 
 
 def load_weights(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:

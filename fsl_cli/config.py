@@ -36,8 +36,8 @@ class Task:
     way: int = MISSING
     shot: int = MISSING
     queries: int = MISSING
-    train_way: int = MISSING
-    train_shot: int = MISSING
+    train_way: Any = MISSING  # a number, or a range of two
+    train_shot: Any = MISSING
     train_queries: int = MISSING
     tasks: int = MISSING
 
@@ -58,6 +58,7 @@ class Device:
     name: str = MISSING
     threads: Any = None  # a number, auto, or null
     task_chunk: Any = None  # a number, auto, or null
+    channels_last: Any = False  # true, false or auto
     precision: Precision = Precision.auto
     compile: bool = False
     graph: bool = False
@@ -94,6 +95,7 @@ class Train(Command):
     log_every: int = MISSING
     clip_norm: float | None = None
     early_stop: int | None = None
+    pretrain: str | None = None
     resume: str | None = None
 
 
@@ -131,6 +133,8 @@ def check(cfg: DictConfig) -> None:
         value = cfg.device[key]
         if not (value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)):
             raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, auto, or null for all.")
+    if cfg.device.channels_last not in (True, False, "auto"):
+        raise ValueError(f"device.channels_last = {cfg.device.channels_last}, but it must be true, false or auto.")
     if cfg.device.memory is not None and cfg.device.memory < 0:
         raise ValueError(
             f"device.memory = {cfg.device.memory}, but it must be a number of GiB, or null for half of what is free."

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.episodes import Episode
 from fsl_cli.models.embedding import Embedding
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -43,7 +42,7 @@ def choose(name: str, threads: int | None = None) -> torch.device:
 
 
 def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Algorithm:
-    """Moves an algorithm to the device, with the memory format that is fastest there and the arithmetic asked for."""
+    """Moves an algorithm to the device, with the arithmetic asked for."""
     if precision == "auto":
         precision = "tf32" if place.type == "cuda" else "fp32"
     if precision == "tf32" and place.type != "cuda":
@@ -53,9 +52,7 @@ def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Alg
         for module in algo.modules():
             if isinstance(module, Embedding):
                 _autocast(module, place)
-    algo.to(place)
-    # Convolutions outside a map run up to twice as fast on channels-last tensors, on CPU and GPU.
-    return algo.to(memory_format=torch.channels_last) if algo.batches is not Episode or algo.bulk else algo
+    return algo.to(place)
 
 
 def _autocast(model: Embedding, place: torch.device) -> None:

@@ -5,7 +5,7 @@ list, and a CPU and a GPU see the same episodes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
@@ -59,13 +59,16 @@ def _distinct(keys: np.ndarray, count: int) -> np.ndarray:
 
 
 class EpisodeSampler:
-    """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class."""
+    """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class.
+
+    Way and shot may be ranges `[least, most]`: every step draws its own, the same for all its tasks.
+    """
 
     def __init__(
         self,
         classes: Classes,
-        way: int,
-        shot: int,
+        way: int | list[int],
+        shot: int | list[int],
         queries: int,
         tasks: int,
         seed: int,
@@ -73,33 +76,35 @@ class EpisodeSampler:
         prefix: str = "task.",
     ) -> None:
         """`prefix` is how the user calls the numbers in a message: `task.` or `task.train_`."""
-        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("queries", queries, 0)):
+        self.ways, self.shots = (_range(value, prefix + name) for name, value in (("way", way), ("shot", shot)))
+        self.way, self.shot = self.ways[1], self.shots[1]  # the most
+        for name, value, least in (("way", self.ways[0], 2), ("shot", self.shots[0], 1), ("queries", queries, 0)):
             if value < least:
                 raise ValueError(f"{prefix}{name} = {value}, but it must be at least {least}.")
         if tasks < 1:
             raise ValueError(f"task.tasks = {tasks}, but it must be at least 1.")
         if seed < 0:
             raise ValueError(f"seed = {seed}, but it must not be negative.")
-        if way > len(classes):
-            raise ValueError(f"{prefix}way = {way}, but the split has only {len(classes)} classes. Lower {prefix}way.")
-        self.each = shot + queries
+        if self.way > len(classes):
+            raise ValueError(f"{prefix}way = {self.way}, but the split has only {len(classes)} classes. Lower {prefix}way.")
         smallest = int(np.argmin(classes.counts))
-        if self.each > classes.counts[smallest]:
+        if self.shot + queries > classes.counts[smallest]:
             raise ValueError(
-                f"{prefix}shot + {prefix}queries = {shot} + {queries} = {self.each}, but class "
+                f"{prefix}shot + {prefix}queries = {self.shot} + {queries} = {self.shot + queries}, but class "
                 f"{classes.names[smallest]!r} has {classes.counts[smallest]} items. Lower one of them."
             )
-        self.classes, self.way, self.shot, self.queries = classes, way, shot, queries
+        self.classes, self.queries = classes, queries
         self.tasks, self.seed, self.stream = tasks, seed, stream
 
     def indices(self, step: int) -> Indices:
         """The items of step `step`: `[tasks, way, shot + queries]`, the support first."""
         rng = generator(self.seed, self.stream, step)
-        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), self.way)  # [tasks, way]
+        way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
+        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), way)  # [tasks, way]
         counts = self.classes.counts[chosen][..., None]
-        keys = rng.random((self.tasks, self.way, int(counts.max())))
+        keys = rng.random((self.tasks, way, int(counts.max())))
         keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # beyond the class's last item: never among the smallest
-        items = self.classes.starts[chosen][..., None] + _distinct(keys, self.each)
+        items = self.classes.starts[chosen][..., None] + _distinct(keys, shot + self.queries)
         return Indices(items, np.broadcast_to(self.classes.turns[chosen][..., None], items.shape))
 
     def fixed(self, start: int, stop: int) -> Indices:
@@ -107,6 +112,14 @@ class EpisodeSampler:
         assert self.tasks == 1, "an evaluation episode has its own key"
         drawn = [self.indices(number) for number in range(start, stop)]
         return Indices(np.concatenate([d.items for d in drawn]), np.concatenate([d.turns for d in drawn]))
+
+
+def _range(value: int | list[int], key: str) -> tuple[int, int]:
+    """The least and the most that a number or a range `[least, most]` of the config means."""
+    ends = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(ends) != 2 or not all(isinstance(end, int) and not isinstance(end, bool) for end in ends) or ends[0] > ends[1]:
+        raise ValueError(f"{key} = {value}, but it must be a whole number, or a range of two: {key}=[5,20].")
+    return ends[0], ends[1]
 
 
 class BatchSampler:

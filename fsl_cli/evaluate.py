@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import checkpoint, device, parallel
+from fsl_cli import checkpoint, device, parallel, speed
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import build, check, register, run_folder, typed
 from fsl_cli.datasets.packed import Packed
@@ -64,8 +63,6 @@ def run(cfg: DictConfig) -> float:
     if chief and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
-    threads = (content["fastest"] or {}).get("threads") if cfg.device.threads == "auto" else cfg.device.threads
-    torch.set_num_threads(threads or torch.get_num_threads())
     data = build(cfg.dataset, "dataset").load()
     if list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
@@ -78,8 +75,8 @@ def run(cfg: DictConfig) -> float:
         build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place, cfg.device.precision.value
     )
     checkpoint.load_weights(algo, content, "checkpoint")
-    if cfg.device.task_chunk != "auto":
-        algo.score_chunk = cfg.device.task_chunk
+    trained = content["fastest"]
+    speed.use(algo, {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained})
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     store = Store(data.items, place, device.data_budget(place, cfg.device.memory))

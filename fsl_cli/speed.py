@@ -1,6 +1,7 @@
 """How a training step is run: in chunks that fit the memory, compiled, or captured as a CUDA graph."""
 
 import logging
+from typing import Any
 
 import torch
 
@@ -9,8 +10,9 @@ from fsl_cli.episodes import Episode
 
 log = logging.getLogger(__name__)
 
-Choice = dict[str, int | None]  # threads and task_chunk; None: all
+Choice = dict[str, Any]  # threads and task_chunk, where None means all, and channels_last
 
+SCORED = 8  # tasks mapped at once in scoring, at most
 WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
 
 
@@ -20,8 +22,7 @@ class Stepper:
     def __init__(self, algo: Algorithm, fastest: Choice, compiled: bool = False, captured: bool = False) -> None:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
         self.algo, self.fastest = algo, fastest
-        algo.task_chunk = fastest["task_chunk"]
-        torch.set_num_threads(fastest["threads"] or torch.get_num_threads())
+        use(algo, fastest)
         if captured and not next(algo.parameters()).is_cuda:
             raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
         self.capture = Capture(algo) if captured else None
@@ -69,6 +70,10 @@ class Capture:
         if self.graph is None:
             self._record(batch)
         assert self.graph is not None
+        if any(static.shape != tensor.shape for static, tensor in zip(leaves(self.batch), leaves(batch), strict=True)):
+            raise ValueError(
+                "device.graph = true, but the batches differ in shape. Set it to false, or way and shot to one number."
+            )
         for static, tensor in zip(leaves(self.batch), leaves(batch), strict=True):
             static.copy_(tensor)
         self.graph.replay()
@@ -85,6 +90,14 @@ class Capture:
             self.outcome = self.algo.backward(self.batch)
         self.graph = graph
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
+
+
+def use(algo: Algorithm, choice: Choice) -> None:
+    """Lets training steps, and for what it says of them evaluations, be computed in one way."""
+    algo.task_chunk = choice["task_chunk"]
+    algo.score_chunk = min(SCORED, choice["task_chunk"] or SCORED)
+    torch.set_num_threads(choice["threads"] or torch.get_num_threads())
+    algo.to(memory_format=torch.channels_last if choice["channels_last"] else torch.contiguous_format)
 
 
 def tasks(batch: Batch) -> int:

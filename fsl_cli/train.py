@@ -9,7 +9,7 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -60,6 +60,13 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         state.restore(content)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
+    elif cfg.pretrain is not None:
+        checkpoint.load_network(state.algo, checkpoint.load(cfg.pretrain, "pretrain"), "pretrain")
+    elif state.algo.wants_pretrained:
+        raise ValueError(
+            f"pretrain = null, but algo={choices['algo']} keeps the weights of a network that has been trained. Train one with "
+            "fsl train algo=finetune, and name its checkpoint: pretrain=PATH/best.pt."
+        )
     began -= state.wall
     batches = partial(training_batch, store, sampler, classes=classes)
     batches = batches if store.resident is not None else Ahead(batches)
@@ -113,8 +120,6 @@ def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place, cfg.device.precision.value)
-    if cfg.device.task_chunk != "auto":
-        algo.score_chunk = cfg.device.task_chunk
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
@@ -124,7 +129,8 @@ def training_sampler(cfg: DictConfig, data: Packed, algo: Algorithm) -> EpisodeS
     classes, task = data.classes("train"), cfg.task
     if algo.batches is not Episode:
         return BatchSampler(classes, cfg.algo.batch, cfg.seed, TRAIN)
-    shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
+    way, shot = (list(v) if isinstance(v, ListConfig) else v for v in (task.train_way, task.train_shot))
+    shape = (way, shot, task.train_queries, task.tasks)
     return EpisodeSampler(classes, *shape, cfg.seed, TRAIN, prefix="task.train_")
 
 
@@ -134,7 +140,8 @@ def training_batch(store: Store, sampler: EpisodeSampler | BatchSampler, step: i
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
         return store.batch(Indices(indices.items[mine], indices.turns[mine]), labels[mine], classes)
-    return store.episodes(parallel.slice_episodes(sampler.indices(step)), sampler.shot)
+    indices = parallel.slice_episodes(sampler.indices(step))
+    return store.episodes(indices, indices.items.shape[-1] - sampler.queries)
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:

@@ -57,6 +57,34 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
     assert again["checkpoint_sha256"] == checkpoint.sha256("run/best.pt")
 
 
+@pytest.mark.parametrize("algo", sorted(path.stem for path in (Path(__file__).parents[1] / "configs/algo").glob("*.yaml")))
+def test_every_algorithm_of_the_folder_trains_and_is_evaluated_again(algo: str, monkeypatch: pytest.MonkeyPatch):
+    words = [*ALGOS.get(algo, []), "steps=2", "eval_every=2", "episodes=4", "val_episodes=2"]
+    if algo == "mtl":
+        assert trained(monkeypatch, "finetune", "before", "steps=1", "eval_every=1") == 0
+        words += ["pretrain=before/best.pt", "algo.inner_steps=3", "algo.eval_inner_steps=3"]
+    small = [word for word in SMALL if word.split("=")[0] not in {w.split("=")[0] for w in words}]
+    assert fsl(monkeypatch, "train", f"algo={algo}", "out=run", *small, *words) == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=4", "device=cpu") == 0
+    assert result("evaluated")["accuracy"] == result("run")["accuracy"]
+
+
+def test_a_network_comes_from_another_checkpoint(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    assert trained(monkeypatch, "finetune", "before") == 0
+    assert trained(monkeypatch, "maml", "run", "pretrain=before/best.pt", "steps=1", "optimizer.lr=0.0") == 0
+    before, after = (checkpoint.load(f"{run}/best.pt", "test")["algo"] for run in ("before", "run"))
+    assert before["model.blocks.0.weight"].equal(after["model.blocks.0.weight"])
+    capfd.readouterr()
+    assert trained(monkeypatch, "maml", "other", "pretrain=before/best.pt", "model.filters=4") == 2
+    assert "pretrain: the network of the checkpoint is another one" in capfd.readouterr().err
+    assert fsl(monkeypatch, "train", "algo=mtl", "out=none", *SMALL) == 2
+    assert "pretrain = null, but algo=mtl" in capfd.readouterr().err
+
+
+def test_way_and_shot_are_drawn_in_training(monkeypatch: pytest.MonkeyPatch):
+    assert trained(monkeypatch, "protonet", "run", "task.train_way=[4,6]", "task.train_shot=[1,3]") == 0
+
+
 @pytest.mark.parametrize("stop", [3, 5])
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(algo: str, stop: int, monkeypatch: pytest.MonkeyPatch):

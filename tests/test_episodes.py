@@ -111,3 +111,17 @@ def test_turned_copies_of_a_class_are_classes_of_their_own():
     assert table.names == ["b", "b turned 90", "b turned 180", "b turned 270"]
     assert table.starts.tolist() == [2] * 4
     assert table.turns.tolist() == [0, 1, 2, 3]
+
+
+def test_way_and_shot_may_be_drawn_from_a_range_every_step():
+    drawn = EpisodeSampler(classes([12] * 30), [5, 8], [1, 9], 3, 2, 0, 0)
+    shapes = {drawn.indices(step).items.shape for step in range(200)}
+    assert {shape[1] for shape in shapes} == {5, 6, 7, 8}
+    assert {shape[2] - 3 for shape in shapes} == set(range(1, 10))
+    np.testing.assert_array_equal(drawn.indices(7).items, drawn.indices(7).items)
+
+
+@pytest.mark.parametrize("value", [[5], [8, 5], [1.5, 2], "ab", [5, 6, 7], [True, 2]])
+def test_a_range_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match=r"task.train_way = .*\[5,20\]"):
+        EpisodeSampler(classes([12] * 30), value, 1, 3, 2, 0, 0, prefix="task.train_")

@@ -24,7 +24,7 @@ from fsl_cli.episodes import TRAIN, Ahead, Episode, EpisodeSampler, Store
 from fsl_cli.models.conv4 import Conv4
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FREE: speed.Choice = {"threads": None, "task_chunk": None}
+FREE: speed.Choice = {"threads": None, "task_chunk": None, "channels_last": False}
 TRAINING = [
     "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
     "task.train_way=6", "task.queries=3", "episodes=10", "val_episodes=10", "device=cpu",
@@ -54,8 +54,9 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     batch = training_batch(built, 4)
     if not isinstance(batch, Episode):
         return
-    chosen = tuning.measure(built, batch, {"threads": "auto", "task_chunk": "auto"})
+    chosen = tuning.measure(built, batch, {"threads": "auto", "task_chunk": "auto", "channels_last": "auto"})
     assert chosen["task_chunk"] in (1, 2, 4)
+    assert chosen["channels_last"] in (True, False)
     assert chosen["threads"] in tuning.halvings(torch.get_num_threads())
     assert not gradients(built)
     assert all(value.equal(before[name]) for name, value in built.state_dict().items())
@@ -67,19 +68,21 @@ def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path
 
     def measured(*_: Any) -> speed.Choice:
         calls.append(1)
-        return {"threads": 1, "task_chunk": 2}
+        return {"threads": 1, "task_chunk": 2, "channels_last": True}
 
     monkeypatch.setattr(tuning, "measure", measured)
     cfg = composed("algo=maml", "steps=1000", f"cache_dir={tmp_path}", "device=cpu")
-    assert tuning.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
-    assert tuning.fastest(cfg, built, batch, None) == {"threads": 1, "task_chunk": 2}
-    assert len(calls) == 1
-    assert tuning.fastest(cfg, built, batch, {"threads": 2, "task_chunk": 4}) == {"threads": 2, "task_chunk": 4}
-    typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3")
-    assert tuning.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3}
+    assert tuning.fastest(cfg, built, batch, None) == measured()
+    assert tuning.fastest(cfg, built, batch, None) == measured()
+    assert len(calls) == 3  # twice by this test
+    kept = {"threads": 2, "task_chunk": 4, "channels_last": False}
+    assert tuning.fastest(cfg, built, batch, kept) == kept
+    typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3",
+                     "device.channels_last=true")  # fmt: skip
+    assert tuning.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3, "channels_last": True}
     short = composed("algo=maml", "steps=5", "task.tasks=7", f"cache_dir={tmp_path}", "device=cpu")
-    assert tuning.fastest(short, built, batch, None) == {"threads": None, "task_chunk": 4}
-    assert len(calls) == 1
+    assert tuning.fastest(short, built, batch, None) == FREE | {"task_chunk": 4}
+    assert len(calls) == 3
 
 
 def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptureFixture):
@@ -96,7 +99,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
     most = 2
     algo.loss = hungry
     with caplog.at_level(logging.INFO):
-        stepper = speed.Stepper(algo, {"threads": None, "task_chunk": 8})
+        stepper = speed.Stepper(algo, FREE | {"task_chunk": 8})
         stepper(batch)
         assert algo.task_chunk == stepper.fastest["task_chunk"] == 2
         for name, value in gradients(plain).items():

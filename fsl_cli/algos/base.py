@@ -32,9 +32,10 @@ class Algorithm(nn.Module, ABC):
 
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
+    wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
-    score_chunk: int | None = 8  # tasks mapped at once in scoring
+    score_chunk: int = 8  # tasks mapped at once in scoring
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
@@ -96,14 +97,15 @@ class Algorithm(nn.Module, ABC):
         return self.each(curve, batch)
 
     def each(self, function: Callable[..., Any], *tasks: Any) -> Any:
-        """`function` of every task in structures of tensors `[tasks, ...]`: mapped, all at once.
+        """`function` of every task in structures of tensors `[tasks, ...]`, mapped; a single task runs without a map."""
+        return vmap(function)(*tasks) if next(leaves(tasks)).shape[0] > 1 else self.one_by_one(function, *tasks)
 
-        A single task runs without a map, where kernels can be used that are fused.
-        """
-        if next(leaves(tasks)).shape[0] > 1:
-            return vmap(function)(*tasks)
+    def one_by_one(self, function: Callable[..., Tensor], *tasks: Any) -> Any:
+        """`function` of every task, one after the other: outside a map, kernels can be used that are fused."""
+        count = next(leaves(tasks)).shape[0]
         with statistics(self, alone=True):
-            return map_tensors(function(*map_tensors(tasks, lambda t: t.squeeze(0))), lambda t: t.unsqueeze(0))
+            results = [function(*map_tensors(tasks, lambda t, k=k: t[k])) for k in range(count)]
+        return stack(results)
 
     def predictions(self, batch: Episode) -> Tensor:
         """Query logits `[tasks, q, way]` of raw episodes, after one embedding pass if bulk."""
@@ -162,6 +164,13 @@ def map_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {name: map_tensors(part, change) for name, part in structure.items()}
     parts = [map_tensors(part, change) for part in structure]
     return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+
+
+def stack(structures: list[Any]) -> Any:
+    """Equal structures of tensors as one, whose tensors have a leading dimension more."""
+    columns = zip(*(leaves(structure) for structure in structures), strict=True)
+    stacked = iter([torch.stack(column) for column in columns])
+    return map_tensors(structures[0], lambda _: next(stacked))
 
 
 def leaves(structure: Any) -> Iterator[Tensor]:

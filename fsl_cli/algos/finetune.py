@@ -1,8 +1,13 @@
-"""Baseline and Baseline++: A Closer Look at Few-shot Classification, Chen et al., 2019 (https://arxiv.org/abs/1904.04232).
+"""Supervised training on all training classes, then a new head on the frozen embeddings of the support set.
 
-Supervised training on all training classes, then a new head fitted on the support set: linear (Baseline) or cosine
-(Baseline++). The head is trained as published (SGD with dampening), except that the cosine head starts at the class means
-and the linear head at zero, where the published code draws both at random. `backbone=full` adapts the embedding too.
+Baseline and Baseline++: A Closer Look at Few-shot Classification, Chen et al., 2019 (https://arxiv.org/abs/1904.04232).
+SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning, Wang et al., 2019
+(https://arxiv.org/abs/1911.04623): `head=centroid`, after centring and scaling the embeddings (`transform`). `head=nearest`
+answers with the class of the nearest support item.
+
+Baseline fits a linear head, Baseline++ a cosine one. The head is trained as published (SGD with dampening), except that the
+cosine head starts at the class means and the linear head at zero, where the published code draws both at random.
+`backbone=full` adapts the embedding too.
 """
 
 from typing import Literal
@@ -14,10 +19,10 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
-from fsl_cli.algos.heads import centroids, cosine
+from fsl_cli.algos.heads import centroids, cosine, nearest, squared_distances
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
-from fsl_cli.models.norm import statistics
+from fsl_cli.models.norm import Norm, statistics
 
 MOMENTUM, DAMPENING = 0.9, 0.9
 ORDER_SEED = 20190408  # minibatches visit the support set in one constant order
@@ -36,7 +41,8 @@ class Finetune(Algorithm):
         model: Embedding,
         classes: int,
         batch: int,
-        head: Literal["cosine", "linear"],
+        head: Literal["cosine", "linear", "centroid", "nearest"],
+        transform: Literal["none", "l2n", "cl2n"],
         backbone: Literal["frozen", "full"],
         scale: float,
         head_scale: float,
@@ -49,10 +55,16 @@ class Finetune(Algorithm):
         for name, value in (("scale", scale), ("head_scale", head_scale), ("head_lr", head_lr)):
             if value <= 0:
                 raise ValueError(f"algo.{name} = {value}, but it must be positive.")
+        if backbone == "full" and head not in ("cosine", "linear"):
+            raise ValueError(f"algo.backbone = full, but algo.head = {head} fits nothing. Use algo.head=cosine|linear.")
+        if transform != "none" and head not in ("centroid", "nearest"):
+            raise ValueError(f"algo.transform = {transform}, but algo.head = {head} has none. Use algo.head=centroid|nearest.")
         if head_epochs < 0 or head_batch < 1:
             raise ValueError("algo.head_epochs must be at least 0 and algo.head_batch at least 1.")
         self.model = model
-        self.classifier = nn.Linear(model.out_features, classes, bias=head == "linear")
+        self.classifier = nn.Linear(model.out_features, classes, bias=head != "cosine")
+        self.transform = transform
+        self.centre = Norm(model.out_features, momentum=0.01) if transform == "cl2n" else None  # for the mean that it keeps
         self.batch = batch
         self.bulk = backbone == "frozen"
         self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items have no statistics of their own
@@ -60,17 +72,29 @@ class Finetune(Algorithm):
         self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
 
     def embed(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.bulk else inputs
+        return self._transformed(self.model(inputs)) if self.bulk else inputs
+
+    def _transformed(self, features: Tensor) -> Tensor:
+        """Embeddings less their mean over the training classes (`cl2n`), and of length 1 (`l2n` too)."""
+        centred = features if self.centre is None else features - self.centre.running_mean
+        return centred if self.transform == "none" else functional.normalize(centred, dim=1)
 
     def loss(self, batch: Batch) -> Outcome:
         assert isinstance(batch, Examples), "pre-training eats Examples over all training classes"
         with statistics(self, track=self.training, shared=self.training):
             features = self.model(batch.inputs)
+            if self.centre is not None:
+                self.centre(features)
         if self.head == "cosine":
             return outcome(cosine(features, self.classifier.weight, self.scale), batch.targets)
         return outcome(self.classifier(features), batch.targets)
 
     def adapt(self, support: Examples) -> Predictor:
+        if self.head == "centroid":
+            prototypes = centroids(support)
+            return lambda queries: -squared_distances(queries, prototypes)
+        if self.head == "nearest":
+            return lambda queries: nearest(queries, support)
         weights = self._start(support)
         velocity: Weights = {}
         for rows in self._minibatches(len(support.inputs)):

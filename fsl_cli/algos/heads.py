@@ -18,6 +18,12 @@ def squared_distances(queries: Tensor, prototypes: Tensor) -> Tensor:
     return queries.square().sum(1, keepdim=True) - 2 * cross + prototypes.square().sum(1)
 
 
+def nearest(queries: Tensor, support: Examples) -> Tensor:
+    """The negative squared distance `[q, way]` of queries `[q, features]` to the nearest support item of each class."""
+    distances = squared_distances(queries, support.inputs).unsqueeze(-1)  # [q, n, 1]
+    return -distances.masked_fill(support.targets == 0, torch.inf).amin(1)
+
+
 def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
     """Scaled cosine similarities `[n, way]` of embeddings `[n, features]` and class weights `[way, features]`."""
     return scale * functional.normalize(inputs, dim=1) @ functional.normalize(weights, dim=1).T
@@ -26,7 +32,7 @@ def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
 # The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and
 # one-hot targets `[n, way]`; they return the coefficients A `[n, way]`. All are mappable and differentiable.
 
-LOGISTIC_STEPS, SVM_STEPS = 30, 60
+LOGISTIC_STEPS, SVM_STEPS = 40, 60
 
 
 def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
@@ -38,15 +44,17 @@ def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
 def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     """Multinomial logistic regression: minimises the summed cross entropy + strength / 2 |W|^2.
 
-    Newton's steps with the Hessian replaced by its bound X^T X / 2 (Boehning, 1992), so that every step goes down and one
-    factorisation serves them all.
+    Newton's steps with the Hessian replaced by its bound X^T X / 2 (Boehning, 1992), for which one factorisation serves them
+    all, with Nesterov's momentum.
     """
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     inverse = torch.linalg.inv(gram / 2 + strength * eye)
-    coefficients = torch.zeros_like(targets)
-    for _ in range(LOGISTIC_STEPS):
-        gradient = (gram @ coefficients).softmax(1) - targets + strength * coefficients  # of the loss, without its factor X^T
-        coefficients = coefficients - inverse @ gradient
+    coefficients = ahead = torch.zeros_like(targets)
+    for number in range(LOGISTIC_STEPS):
+        gradient = (gram @ ahead).softmax(1) - targets + strength * ahead  # of the loss, without its factor X^T
+        moved = ahead - inverse @ gradient
+        ahead = moved + number / (number + 3) * (moved - coefficients)
+        coefficients = moved
     return coefficients
 
 

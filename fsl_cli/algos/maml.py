@@ -91,13 +91,17 @@ class MAML(Algorithm):
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
+        return [self.predictor(weights, support, number) for number, weights in enumerate(self.weights(support))]
+
+    def weights(self, support: Examples) -> list[Weights]:
+        """What an episode adapts, before and after each inner step."""
         weights = self.start(support)
         steps = [weights]
         features = self.model(support.inputs) if self.adapts == "head" and not self.norm_names else None
         for step in range(self.inner_steps if self.training else self.eval_inner_steps):
             weights = self.descend(weights, support, step, features)
             steps.append(weights)
-        return [self.predictor(weights, support, number) for number, weights in enumerate(steps)]
+        return steps
 
     def start(self, support: Examples) -> Weights:
         """The weights that an episode adapts, before its first step."""
@@ -159,20 +163,28 @@ class MAML(Algorithm):
         )
 
     def scores(self, batch: Episode) -> Tensor:
+        weights = self._adapted(batch.support)
+        # Mapped, a pass under weights of its own for each task is a grouped convolution, which helps a GPU and hinders a CPU.
+        over = self.one_by_one if batch.query.inputs.device.type == "cpu" else self.each
+        steps = self.inner_steps if self.training else self.eval_inner_steps
+        return over(lambda w, part: self.predictor(w, part.support, steps)(part.query.inputs), weights, batch)
+
+    def _adapted(self, support: Examples) -> Weights:
+        """The weights `[tasks, ...]` after all inner steps on support sets `[tasks, n, ...]`."""
         if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return super().scores(batch)
-        weights = self.each(self.start, batch.support)
+            return self.each(lambda one: self.weights(one)[-1], support)
+        weights = self.each(self.start, support)
         names = list(weights)
         for number in range(self.inner_steps):
 
             def step(*values: Tensor, number: int = number) -> tuple[Tensor, ...]:
                 before = dict(zip(names, values, strict=True))
-                return tuple(self.each(lambda w, part: self.descend(w, part, number), before, batch.support).values())
+                return tuple(self.each(lambda w, part: self.descend(w, part, number), before, support).values())
 
             # The reentrant form is the one that runs around a map.
             values: tuple[Tensor, ...] = checkpoint(step, *weights.values(), use_reentrant=True)  # pyright: ignore
             weights = dict(zip(names, values, strict=True))
-        return self.each(lambda w, part: self.predictor(w, part.support, self.inner_steps)(part.query.inputs), weights, batch)
+        return weights
 
 
 def _key(name: str) -> str:

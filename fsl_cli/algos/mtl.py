@@ -1,0 +1,67 @@
+"""Meta-Transfer Learning for Few-Shot Learning, Sun et al., 2019 (https://arxiv.org/abs/1812.02391).
+
+The weights of a pre-trained network (`pretrain=PATH`) stay as they are; the outer loop learns a factor for every kernel, the
+scale and shift of the normalisation layers, and the initial head; the inner loop trains the head alone, without second
+derivatives. The paper's shift is the bias of a convolution: here the shift of the normalisation that follows it. Its choice
+of hard classes for the next meta-batch is left out: episodes are a function of seed and step alone.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Predictor, cross_entropy
+from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.norm import Norm
+
+Weights = dict[str, Tensor]
+
+
+class MTL(Algorithm):
+    """Learns factors of frozen kernels, and the initial weights of a head that every episode trains."""
+
+    bulk = True
+    wants_pretrained = True
+    norms = ("running", "transductive", "support")
+
+    def __init__(self, model: Embedding, way: int, inner_lr: float, inner_steps: int, eval_inner_steps: int) -> None:
+        super().__init__()
+        if inner_lr <= 0:
+            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
+        if inner_steps < 0 or eval_inner_steps < 0:
+            raise ValueError("algo.inner_steps and algo.eval_inner_steps must be at least 0.")
+        self.model = model
+        self.head = nn.Linear(model.out_features, way)
+        self.inner_lr, self.inner_steps, self.eval_inner_steps = inner_lr, inner_steps, eval_inner_steps
+        self.factors = nn.ParameterDict()
+        norms = {id(p) for m in model.modules() if isinstance(m, Norm) for p in m.parameters()}
+        self.kernels = [name for name, p in model.named_parameters() if id(p) not in norms and p.dim() > 1]
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in norms)
+        for name in self.kernels:
+            kernel = model.get_parameter(name)  # [out, in, ...]
+            self.factors[name.replace(".", "_")] = torch.ones(*kernel.shape[:2], *[1] * (kernel.dim() - 2))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        weights = {name: self.model.get_parameter(name) * self.factors[name.replace(".", "_")] for name in self.kernels}
+        return functional_call(self.model, weights, inputs)
+
+    def adapt(self, support: Examples) -> Predictor:
+        return self.path(support)[-1]
+
+    def path(self, support: Examples) -> list[Predictor]:
+        weights: Weights = dict(self.head.named_parameters())
+        steps = [weights]
+        fixed = Examples(support.inputs.detach(), support.targets)
+        for _ in range(self.inner_steps if self.training else self.eval_inner_steps):
+            with torch.no_grad():
+                grads = grad(_loss)({name: weight.detach() for name, weight in weights.items()}, fixed)
+            weights = {name: weight - self.inner_lr * grads[name] for name, weight in weights.items()}
+            steps.append(weights)
+        return [lambda queries, w=w: functional.linear(queries, w["weight"], w["bias"]) for w in steps]
+
+
+def _loss(weights: Weights, support: Examples) -> Tensor:
+    return cross_entropy(functional.linear(support.inputs, weights["weight"], weights["bias"]), support.targets)

@@ -1,0 +1,84 @@
+"""Heads on embeddings against textbook solutions of the same problems."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional
+
+from fsl_cli.algos.heads import logistic, nearest, ridge, svm
+from fsl_cli.episodes import Examples
+
+
+def problem(shot: int = 3, way: int = 4, features: int = 10) -> tuple[Tensor, Tensor]:
+    """Support embeddings `[n, features]` of overlapping classes, and their one-hot targets."""
+    torch.manual_seed(3)
+    targets = torch.eye(way, dtype=torch.float64).repeat_interleave(shot, 0)
+    return targets @ torch.randn(way, features, dtype=torch.float64) + torch.randn(way * shot, features).double(), targets
+
+
+@pytest.mark.parametrize("features", [5, 40])
+def test_ridge_equals_least_squares_with_the_ridge_as_rows(features: int):
+    inputs, targets = problem(features=features)
+    rows = torch.cat([inputs, 2.0**0.5 * torch.eye(features, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(rows, torch.cat([targets, targets.new_zeros(features, 4)])).solution
+    torch.testing.assert_close(inputs.T @ ridge(inputs @ inputs.T, targets, 2.0), expected)
+
+
+def test_logistic_regression_equals_the_minimum_that_lbfgs_finds():
+    inputs, targets = problem()
+    weights = torch.zeros(10, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def objective(w: Tensor) -> Tensor:
+        return functional.cross_entropy(inputs @ w, targets, reduction="sum") + w.square().sum() / 2
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(weights)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found = inputs.T @ logistic(inputs @ inputs.T, targets, 1.0)
+    assert float(objective(found) - objective(weights.detach())) < 1e-3
+    torch.testing.assert_close((inputs @ found).softmax(1), (inputs @ weights.detach()).softmax(1), atol=0.02, rtol=0)
+
+
+def gap(inputs: Tensor, targets: Tensor, coefficients: Tensor, strength: float) -> tuple[float, float]:
+    """Primal objective of the support vector machine, and its dual one: equal at the solution, and nowhere else."""
+    scores = inputs @ inputs.T @ coefficients
+    weight = (coefficients * scores).sum() / 2
+    slack = (scores + 1 - targets).amax(1) - (scores * targets).sum(1)
+    return float(weight + strength * slack.sum()), float((coefficients * targets).sum() - weight)
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_the_support_vector_machine_closes_its_duality_gap(strength: float):
+    inputs, targets = problem()
+    inputs = functional.normalize(inputs, dim=1)
+    coefficients = svm(inputs @ inputs.T, targets, strength)
+    assert torch.allclose(coefficients.sum(1), coefficients.new_zeros(12), atol=1e-9)
+    assert bool((coefficients <= strength * targets + 1e-12).all())
+    primal, dual = gap(inputs, targets, coefficients, strength)
+    assert 0 <= primal - dual < 0.01 * primal
+
+
+@pytest.mark.parametrize("head", [ridge, logistic, svm])
+def test_heads_are_mapped_and_differentiated(head):
+    inputs, targets = problem()
+    both = torch.stack([inputs, 2 * inputs.flip(1)])
+    mapped = vmap(lambda x: head(x @ x.T, targets, 0.5))(both)
+    torch.testing.assert_close(mapped[1], head(both[1] @ both[1].T, targets, 0.5))
+    probe = inputs.clone().requires_grad_()
+    head(probe @ probe.T, targets, 0.5)[0, 0].backward()
+    assert probe.grad is not None
+    moved = inputs.clone()
+    moved[2, 3] += 1e-6
+    change = head(moved @ moved.T, targets, 0.5)[0, 0] - head(inputs @ inputs.T, targets, 0.5)[0, 0]
+    torch.testing.assert_close(change / 1e-6, probe.grad[2, 3], rtol=1e-3, atol=1e-6)
+
+
+def test_nearest_takes_the_closest_item_of_each_class():
+    support = Examples(torch.tensor([[0.0], [5.0], [2.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(nearest(torch.tensor([[4.0]]), support), torch.tensor([[-1.0, -4.0]]))
