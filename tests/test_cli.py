@@ -59,7 +59,7 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
 
 @pytest.mark.parametrize("algo", sorted(path.stem for path in (Path(__file__).parents[1] / "configs/algo").glob("*.yaml")))
 def test_every_algorithm_of_the_folder_trains_and_is_evaluated_again(algo: str, monkeypatch: pytest.MonkeyPatch):
-    words = [*ALGOS.get(algo, []), "steps=2", "eval_every=2", "episodes=4", "val_episodes=2"]
+    words = ["task.train_way=5", *ALGOS.get(algo, []), "steps=2", "eval_every=2", "episodes=4", "val_episodes=2"]
     if algo == "mtl":
         assert trained(monkeypatch, "finetune", "before", "steps=1", "eval_every=1") == 0
         words += ["pretrain=before/best.pt", "algo.inner_steps=3", "algo.eval_inner_steps=3"]
@@ -239,7 +239,7 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         ("algos",): "maml",
         ("datasets",): "omniglot",
         ("models",): "conv4",
-        ("train", "--help"): "algo: anil, finetune, fomaml, maml, protonet, reptile",
+        ("train", "--help"): "algo: anil, boil, cnp, finetune, fomaml, knn, logistic, maml, mamlpp, mann, matchingnet,",
         ("evaluate", "--help"): "checkpoint",
         ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "train_shot: 10",
         ("--version",): ".",

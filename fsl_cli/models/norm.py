@@ -6,11 +6,21 @@ every model uses this module.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+
+
+class Mode(NamedTuple):
+    """What the statistics of a batch `[groups * n, ...]` are taken from."""
+
+    groups: int = 1  # each is normalised by itself
+    rows: int | None = None  # the first of each group, whose statistics serve for all of it; None: all
+    track: bool = False  # gathers them for the running statistics
+    shared: bool = False  # the batch is a part of one that all processes hold together, and is normalised as a whole
+    alone: bool = False  # the batch is not under a map
 
 
 class Norm(nn.Module):
@@ -33,28 +43,25 @@ class Norm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.running = False
-        self.groups = 1
-        self.rows: int | None = None
-        self.track = False
-        self.shared = False
-        self.alone = False
+        self.mode = Mode()
         self.gathered: list[tuple[Tensor, Tensor]] = []  # mean and unbiased variance of each group, [groups, features]
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.running:
             return functional.batch_norm(inputs, self.running_mean, self.running_var, self.scale, self.shift, eps=self.eps)
-        shared = self.shared and distributed.is_initialized()
-        if (self.track or self.alone) and self.groups == 1 and self.rows is None and not shared:
+        mode = self.mode
+        shared = mode.shared and distributed.is_initialized()
+        if (mode.track or mode.alone) and mode.groups == 1 and mode.rows is None and not shared:
             return self._fused(inputs)
         channels = (1, -1) + (1,) * (inputs.dim() - 2)
         exact = inputs.to(self.scale.dtype)  # statistics of bfloat16 are kept in float32
-        groups = exact.unflatten(0, (self.groups, -1))  # [groups, n / groups, features, *space]
+        groups = exact.unflatten(0, (mode.groups, -1))  # [groups, n / groups, features, *space]
         reduced = [1, *range(3, groups.dim())]
         # Two passes by plain operations: exact, and faster under a map, forward and backward, than torch.var_mean.
-        mean = _mean(groups[:, : self.rows], reduced, shared)
+        mean = _mean(groups[:, : mode.rows], reduced, shared)
         centred = groups - mean
-        var = _mean(centred[:, : self.rows].square(), reduced, shared)
-        if self.track:
+        var = _mean(centred[:, : mode.rows].square(), reduced, shared)
+        if mode.track:
             values = inputs.numel() // mean.numel() * (distributed.get_world_size() if shared else 1)
             unbiased = values / max(values - 1, 1)
             self.gathered.append((mean.detach().flatten(1), unbiased * var.detach().flatten(1)))
@@ -63,7 +70,7 @@ class Norm(nn.Module):
 
     def _fused(self, inputs: Tensor) -> Tensor:
         """By torch's own kernel: faster, and right where nothing is mapped."""
-        if not self.track:
+        if not self.mode.track:
             return functional.batch_norm(inputs, None, None, self.scale, self.shift, True, eps=self.eps)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         outputs = functional.batch_norm(inputs, mean, var, self.scale, self.shift, True, momentum=1.0, eps=self.eps)
@@ -108,24 +115,13 @@ def norm_layers(network: nn.Module) -> list[Norm]:
 
 
 @contextmanager
-def statistics(
-    network: nn.Module,
-    groups: int = 1,
-    rows: int | None = None,
-    track: bool = False,
-    shared: bool = False,
-    alone: bool = False,
-) -> Iterator[None]:
-    """Within it, a batch `[groups * n, ...]` is normalised group by group, each by the statistics of its first `rows`.
-
-    `shared`: the batch is one part of a batch that all processes of the run hold together, and is normalised as a whole.
-    `alone`: the batch is not under a map.
-    """
-    before = [(layer, layer.groups, layer.rows, layer.track, layer.shared, layer.alone) for layer in norm_layers(network)]
-    for layer, *_ in before:
-        layer.groups, layer.rows, layer.track, layer.shared, layer.alone = groups, rows, track, shared, alone
+def statistics(network: nn.Module, **mode: Any) -> Iterator[None]:
+    """Within it, the layers of `network` take their statistics as a `Mode` of these options says."""
+    before = [(layer, layer.mode) for layer in norm_layers(network)]
+    for layer, _ in before:
+        layer.mode = Mode(**mode)
     try:
         yield
     finally:
-        for layer, *state in before:
-            layer.groups, layer.rows, layer.track, layer.shared, layer.alone = state
+        for layer, old in before:
+            layer.mode = old
