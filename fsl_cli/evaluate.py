@@ -66,6 +66,7 @@ def run(cfg: DictConfig) -> float:
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
     threads = (content["fastest"] or {}).get("threads") if cfg.device.threads == "auto" else cfg.device.threads
     torch.set_num_threads(threads or torch.get_num_threads())
+    follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
     if list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
@@ -101,6 +102,13 @@ def run(cfg: DictConfig) -> float:
         write(folder, result, scores)
     log.info(line(result))
     return result["accuracy"]
+
+
+def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
+    """Sets the data set's `channels` and `size`, where it has them and the user typed none, to what the model was trained on."""
+    for option, value in (("channels", item_shape[0]), ("size", item_shape[-1])):
+        if option in dataset and f"dataset.{option}" not in words:
+            dataset[option] = value
 
 
 def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> EpisodeSampler:
