@@ -5,12 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_archives import write_folder
 from test_photos import FILES, LISTS, images, picture
 
 from fsl_cli.datasets.image_folder import ImageFolder
+from fsl_cli.datasets.images import open_image, to_item
 from fsl_cli.datasets.packed import SPLITS, Packed
 
 
@@ -134,3 +136,13 @@ def test_images_of_any_size_mode_and_direction_become_items(tmp_path):
 def test_options_are_checked_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ImageFolder("nowhere", "nowhere", **{"fractions": [0.6, 0.2, 0.2], **options})
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same(tmp_path):
+    waves = np.sin(np.arange(400) / 40)
+    large = Image.fromarray((120 * (waves[:, None, None] * waves[None, :300, None] * [1, 0.5, -1] + 1)).astype(np.uint8))
+    large.save(tmp_path / "large.jpg", quality=95)
+    draft = open_image(tmp_path / "large.jpg", least=32)
+    assert draft.size == (38, 50)
+    whole, fast = (to_item(picture, 16).astype(int) for picture in (open_image(tmp_path / "large.jpg"), draft))
+    assert np.abs(whole - fast).mean() < 3

@@ -23,16 +23,19 @@ def check_shape(size: int, channels: int) -> None:
         raise ValueError(f"dataset.channels = {channels}, expected 3 for colour or 1 for grey. Choose one of them.")
 
 
-def open_image(path: Path | str, content: bytes | None = None) -> Image.Image:
+def open_image(path: Path | str, content: bytes | None = None, least: int | None = None) -> Image.Image:
     """The picture in a file, upright as its EXIF says, transparency on white, in mode L or RGB.
 
-    `content`: what the file holds, where it lies in an archive; the path is then only what a message calls it.
+    `content`: what the file holds, where it lies in an archive; the path is then only what a message calls it. `least`: the
+    side in pixels that is enough; a large JPEG is then decoded at a half, a quarter or an eighth of its size, which is faster.
 
     Raises:
         ValueError: the file is no image, is cut off, or is too large to be honest.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as file:
+            if least is not None:
+                file.draft(None, (least, least))
             upright = ImageOps.exif_transpose(file)
             if upright.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")

@@ -44,7 +44,7 @@ def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: s
         here = {found.name: place for found, place in places.items() if found.source == number}
         for name, content in archives.walk(source, here.__contains__):
             if content is not None:
-                items[here[name]] = to_item(open_image(source / name, content), size, channels)
+                items[here[name]] = to_item(open_image(source / name, content, least=2 * size), size, channels)
                 left.discard(Found(number, name))
     if left:
         gone = min(left)
