@@ -176,8 +176,8 @@ def test_an_npz_with_objects_in_it_is_refused(tmp_path):
     [
         ("images.pkl", {"image_data": pixels("val")}, "which split"),
         ("train.pkl", {"pictures": pixels("val")}, "has pictures, expected images under one of image_data, images, data, x"),
-        ("train.pkl", {"image_data": pixels("val")}, "has 3 images, but 3 too few classes"),
-        ("train.pkl", {"image_data": pixels("val"), "class_dict": {"n01": [0, 1]}}, "has 3 images, but 1 too few classes"),
+        ("train.pkl", {"image_data": pixels("val")}, "has 3 images and classes for 0 of them"),
+        ("train.pkl", {"image_data": pixels("val"), "class_dict": {"n01": [0, 1]}}, "has 3 images and classes for 2 of them"),
         ("train.pkl", {"image_data": pixels("val"), "class_dict": {"n01": [0, 1, 7]}}, "classes that cannot be read"),
         ("train.pkl", {"image_data": pixels("val") / 255, "labels": [0, 0, 0]}, r"float64 \[8, 8, 3\], expected uint8"),
     ],

@@ -78,9 +78,9 @@ def _parts(sources: list[Path], known: set[str]) -> Iterator[tuple[Any, list[str
             labels = _labels(table, len(images))
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{where} has classes that cannot be read ({error}). Use a known release.") from error
-        missing = len(images) - len(labels) or labels.count(None)
-        if missing:
-            raise ValueError(f"{where} has {len(images)} images, but {missing} too few classes for them. Use all of its files.")
+        named = len(labels) - labels.count(None)
+        if named != len(images):
+            raise ValueError(f"{where} has {len(images)} images and classes for {named} of them. Use all files of the release.")
         yield images, [name if name in known else f"{split}/{name}" for name in labels]
 
 
