@@ -69,20 +69,21 @@ def describe(data: Packed) -> list[str]:
 
 
 def checks(data: Packed) -> list[str]:
-    """Whether any class is in two splits, and any image in two classes."""
-    numbers = np.concatenate([np.asarray(data.splits[split], dtype=np.int64) for split in SPLITS])
-    twice = len(numbers) - len(set(numbers.tolist()))
-    classes = np.repeat(np.arange(len(data.counts)), data.counts)
-    owners: dict[bytes, int] = {}
-    same = again = 0
-    for item, number in zip(data.items, classes.tolist(), strict=True):
-        owner = owners.setdefault(hashlib.blake2b(np.ascontiguousarray(item), digest_size=16).digest(), number)
-        again += 1
-        same += owner != number
-    again -= len(owners)
+    """Whether a class is in two splits, and how many images stand twice, within a class or across classes and splits."""
+    members = [np.asarray(data.splits[split], dtype=np.int64) for split in SPLITS]
+    split_of = np.full(len(data.counts), -1)
+    for number, own in enumerate(members):
+        split_of[own] = number
+    shared = sum(map(len, members)) - (split_of >= 0).sum()
+    first: dict[bytes, int] = {}
+    classes = np.repeat(np.arange(len(data.counts)), data.counts).tolist()
+    keys = (hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in data.items)
+    pairs = np.array([(first.setdefault(key, own), own) for key, own in zip(keys, classes, strict=True)])  # [n, 2]
+    other_class, other_split = (pairs[:, 0] != pairs[:, 1]).sum(), np.not_equal(*split_of[pairs].T).sum()
     return [
-        f"check: {twice} classes are in two splits",
-        f"check: {again} images are equal to an earlier one, {same} of them to one of another class",
+        f"check: {shared} classes are in two splits",
+        f"check: {len(pairs) - len(first)} images are equal to an earlier one, {other_class} of them to one of another class, "
+        f"{other_split} to one of another split",
     ]
 
 

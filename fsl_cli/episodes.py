@@ -47,7 +47,7 @@ class Indices(NamedTuple):
 
     def rows(self, cut: slice) -> "Indices":
         """Some of the tasks, or of the items of a batch."""
-        return Indices(*(None if column is None else column[cut] for column in self))
+        return Indices(self.items[cut], self.turns[cut], None if self.draws is None else self.draws[cut])
 
 
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:

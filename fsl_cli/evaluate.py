@@ -119,6 +119,7 @@ def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> 
 
 def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: EpisodeSampler, split: str) -> dict[str, Any]:
     """Everything that an accuracy must be read with."""
+    options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
     return {
         "episodes": cfg.episodes,
         "way": sampler.way,
@@ -130,7 +131,7 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: E
         "inner_steps": getattr(algo, "eval_inner_steps", None),
         "episode_seed": sampler.seed,
         **{group: names[group] for group in ("algo", "dataset", "model")},
-        "dataset_options": {k: v for k, v in cfg.dataset.items() if k not in ("_target_", "data_dir", "cache_dir")},
+        "dataset_options": {k: v for k, v in options.items() if k not in ("_target_", "data_dir", "cache_dir")},
     }
 
 

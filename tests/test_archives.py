@@ -109,7 +109,10 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, name, monkeypatc
 
 def test_a_bomb_in_the_headers_of_a_tar_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "FREE", 100_000)
-    with gzip.open(tmp_path / "a.tgz", "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with (
+        gzip.GzipFile(tmp_path / "a.tgz", "wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
         member = tarfile.TarInfo("a.jpg")
         member.pax_headers = {"comment": "x" * 2_000_000}
         archive.addfile(member)

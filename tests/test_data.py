@@ -31,7 +31,7 @@ def test_prepare_packs_and_describes(monkeypatch: pytest.MonkeyPatch, capfd: pyt
         "val: 6 classes, 120 images",
         "test: 6 classes, 120 images",
         "check: 0 classes are in two splits",
-        "check: 0 images are equal to an earlier one, 0 of them to one of another class",
+        "check: 0 images are equal to an earlier one, 0 of them to one of another class, 0 to one of another split",
     ]
     assert lines[6].startswith("Ready in ") and lines[6].endswith(" s, packed under packed")
     assert [path.name for path in Path().iterdir()] == ["packed"], "nothing else is written"
@@ -44,7 +44,7 @@ def test_prepare_finds_what_stands_twice(monkeypatch: pytest.MonkeyPatch, capfd:
     assert fsl(monkeypatch, "data", "prepare", "dataset=image_folder", "dataset.root=own", "dataset.size=8") == 0
     out = capfd.readouterr().out
     assert "image_folder: 26 images of 3x8x8 in 8 classes of 3 to 4 images" in out
-    assert "2 images are equal to an earlier one, 1 of them to one of another class" in out
+    assert "2 images are equal to an earlier one, 1 of them to one of another class, 1 to one of another split" in out
 
 
 def test_show_draws_an_episode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

@@ -5,6 +5,7 @@ Archives come from strangers: members that point outside, links, devices, encryp
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
@@ -97,15 +98,14 @@ def _in_tar(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
             yield name, content.read() if content else None
 
 
-class _Bounded:
+class _Bounded(io.BufferedIOBase):
     """A stream that ends in a refusal once more has come out of it than `left`."""
 
     def __init__(self, stream: IO[bytes], left: int) -> None:
         self.stream, self.left = stream, left
 
-    def read(self, size: int, /) -> bytes:
-        """The next bytes."""
-        content = self.stream.read(size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self.stream.read(-1 if size is None else size)
         self.left -= len(content)
         if self.left < 0:
             raise RefusedError("far more in it than its size allows")
