@@ -92,14 +92,8 @@ def test_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: pytest
 def own() -> list[str]:
     """The user's own colour images: 20 classes of 6."""
     write_folder(Path("own"), images([f"n{c:02d}" for c in range(20)], 6))
-    return [
-        "dataset=image_folder",
-        "dataset.root=own",
-        "dataset.size=16",
-        "dataset.crop=2",
-        "dataset.flip=true",
-        "dataset.jitter=0.4",
-    ]
+    words = ["root=own", "size=16", "fractions=[0.4,0.3,0.3]", "crop=2", "flip=true", "jitter=0.4"]
+    return ["dataset=image_folder", *(f"dataset.{word}" for word in words)]
 
 
 QUICK = [word for word in SMALL if not word.startswith("dataset.")]
