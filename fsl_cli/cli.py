@@ -12,13 +12,14 @@ usage: fsl COMMAND [key=value ...]
 
   train       meta-train, validate, test         fsl train algo=maml dataset=omniglot
   evaluate    score a checkpoint                 fsl evaluate checkpoint=runs/train/.../best.pt
+  data        pack a data set, show an episode   fsl data prepare dataset=mini_imagenet
   algos       what algo=NAME can be
   datasets    what dataset=NAME can be
   models      what model=NAME can be
 
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "data")
 LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 

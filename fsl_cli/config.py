@@ -67,8 +67,23 @@ class Device:
 
 
 @dataclass
+class Data:
+    """`fsl data`."""
+
+    action: str = MISSING
+    dataset: Any = MISSING
+    task: Task = MISSING
+    split: str = MISSING
+    episode: int = MISSING
+    seed: int = MISSING
+    data_dir: str = MISSING
+    cache_dir: str = MISSING
+    out: str = MISSING
+
+
+@dataclass
 class Command:
-    """What all commands share."""
+    """What the commands that compute share."""
 
     model: Any = MISSING
     dataset: Any = MISSING
@@ -114,6 +129,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="evaluate_schema", node=Evaluate)
+    store.store(name="data_schema", node=Data)
     OmegaConf.register_new_resolver("user_cache", lambda: platformdirs.user_cache_dir("fsl"), replace=True)
 
 
@@ -123,22 +139,21 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
-                       ("episodes", 2), ("seed", 0), ("early_stop", 1), ("device.processes", 1)):  # fmt: skip
+                       ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1)):  # fmt: skip
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
     if cfg.get("clip_norm") is not None and cfg.clip_norm <= 0:
         raise ValueError(f"clip_norm = {cfg.clip_norm}, but it must be positive, or null for no clipping.")
     for key in ("threads", "task_chunk"):
-        value = cfg.device[key]
+        value = OmegaConf.select(cfg, f"device.{key}")
         if not (value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)):
             raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, auto, or null for all.")
-    if cfg.device.channels_last not in (True, False, "auto"):
+    if OmegaConf.select(cfg, "device.channels_last") not in (None, True, False, "auto"):
         raise ValueError(f"device.channels_last = {cfg.device.channels_last}, but it must be true, false or auto.")
-    if cfg.device.memory is not None and cfg.device.memory < 0:
-        raise ValueError(
-            f"device.memory = {cfg.device.memory}, but it must be a number of GiB, or null for half of what is free."
-        )
+    memory = OmegaConf.select(cfg, "device.memory")
+    if memory is not None and memory < 0:
+        raise ValueError(f"device.memory = {memory}, but it must be a number of GiB, or null for half of what is free.")
     for key in GROUPS:
         if key in cfg:
             arguments(cfg[key], key)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl_cli.datasets.augment import DRAWS, Augment
 from fsl_cli.datasets.packed import Classes
 
 T = TypeVar("T")
 
-# The evaluation streams are apart from the training stream: equal seeds never give equal keys.
-TRAIN = 0
+# The evaluation streams are apart from the training streams: equal seeds never give equal keys.
+TRAIN, AUGMENT = 0, 1
 EVALUATION = {"train": 10, "val": 11, "test": 12}
 
 
@@ -42,6 +43,11 @@ class Indices(NamedTuple):
 
     items: np.ndarray
     turns: np.ndarray
+    draws: np.ndarray | None = None  # [..., DRAWS] random numbers for the augmentation of each item, in training
+
+    def rows(self, cut: slice) -> "Indices":
+        """Some of the tasks, or of the items of a batch."""
+        return Indices(self.items[cut], self.turns[cut], None if self.draws is None else self.draws[cut])
 
 
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:
@@ -132,7 +138,7 @@ class BatchSampler:
         self.turns = classes.turns[self.labels]
         if not 1 <= batch <= len(self.labels):
             raise ValueError(f"algo.batch = {batch}, but it must be 1 to {len(self.labels)}, the number of training items.")
-        self.batch = batch
+        self.batch, self.seed = batch, seed
         self._order = lru_cache(maxsize=1)(lambda epoch: generator(seed, stream, epoch).permutation(len(self.labels)))
 
     def indices(self, step: int) -> tuple[Indices, np.ndarray]:
@@ -148,8 +154,8 @@ class Store:
     They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
     """
 
-    def __init__(self, items: np.ndarray, device: torch.device, budget: float = math.inf) -> None:
-        self.device = device
+    def __init__(self, items: np.ndarray, device: torch.device, budget: float = math.inf, augment: Augment | None = None) -> None:
+        self.device, self.augment = device, augment or Augment()
         self.resident = torch.tensor(np.asarray(items), device=device) if items.nbytes <= budget else None  # [n, C, H, W]
         self.items = items  # uint8 [n, C, H, W]
         self.shape = items.shape[1:]
@@ -159,6 +165,13 @@ class Store:
         turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
+    def vary(self, indices: Indices, seed: int, step: int) -> Indices:
+        """The same items, with the random numbers that training step `step` augments them by, if it does."""
+        if not self.augment:
+            return indices
+        draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
+        return indices._replace(draws=draws)
+
     def gather(self, indices: Indices) -> Tensor:
         """Items `[..., *item]` for indices `[...]`."""
         device = self.device
@@ -167,7 +180,10 @@ class Store:
             turns = torch.as_tensor(indices.turns.ravel(), device=device)
             source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
             items = items.flatten(2).gather(2, source)
-        return (items.to(torch.float32) / 255).reshape(*indices.items.shape, *self.shape)
+        inputs = items.to(torch.float32) / 255
+        if indices.draws is not None:
+            inputs = self.augment(inputs, torch.as_tensor(indices.draws.reshape(-1, DRAWS), device=device))
+        return inputs.reshape(*indices.items.shape, *self.shape)
 
     def _fetch(self, numbers: np.ndarray) -> Tensor:
         if self.resident is not None:

@@ -63,6 +63,7 @@ def run(cfg: DictConfig) -> float:
     if chief and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
     content = checkpoint.load(cfg.checkpoint, "checkpoint")
+    follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
     if list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
@@ -100,6 +101,13 @@ def run(cfg: DictConfig) -> float:
     return result["accuracy"]
 
 
+def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
+    """Sets the data set's `channels` and `size`, where it has them and the user typed none, to what the model was trained on."""
+    for option, value in (("channels", item_shape[0]), ("size", item_shape[-1])):
+        if option in dataset and f"dataset.{option}" not in words:
+            dataset[option] = value
+
+
 def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> EpisodeSampler:
     """The fixed episodes of a split."""
     task = cfg.task
@@ -108,6 +116,7 @@ def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> 
 
 def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: EpisodeSampler, split: str) -> dict[str, Any]:
     """Everything that an accuracy must be read with."""
+    options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
     return {
         "episodes": cfg.episodes,
         "way": sampler.way,
@@ -119,7 +128,7 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: E
         "inner_steps": getattr(algo, "eval_inner_steps", None),
         "episode_seed": sampler.seed,
         **{group: names[group] for group in ("algo", "dataset", "model")},
-        "dataset_options": {k: v for k, v in cfg.dataset.items() if k not in ("_target_", "data_dir", "cache_dir")},
+        "dataset_options": {k: v for k, v in options.items() if k not in ("_target_", "data_dir", "cache_dir")},
     }
 
 

@@ -111,7 +111,7 @@ def slice_episodes(indices: Indices) -> Indices:
             f"task.tasks = {tasks}, but {world()} processes share each meta-batch, and every one needs a task. "
             f"Set task.tasks={world()} or more, or start fewer processes."
         )
-    return Indices(*(column[part(tasks)] for column in indices))
+    return indices.rows(part(tasks))
 
 
 def slice_examples(batch: int) -> slice:

@@ -30,7 +30,7 @@ def score(algo: Algorithm, store: Store, sampler: EpisodeSampler, episodes: int)
         size = algo.score_chunk or CACHED_CHUNK
         parts = []
         for start in range(0, len(indices.items), size):
-            batch = store.episodes(Indices(*(column[start : start + size] for column in indices)), sampler.shot)
+            batch = store.episodes(indices.rows(slice(start, start + size)), sampler.shot)
             parts.append(score_logits(algo.predictions(batch), batch.query.targets))
     algo.train(training)
     return concatenate([scores for scores in parallel.gather(concatenate(parts) if parts else None) if scores])

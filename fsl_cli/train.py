@@ -17,7 +17,7 @@ from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tunin
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import Precision, build, check, flat, register, run_folder
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Indices, Store
+from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Store
 from fsl_cli.errors import RunError, told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
     data = build(cfg.dataset, "dataset").load()
-    store = Store(data.items, place, device.data_budget(place, cfg.device.memory))
+    store = Store(data.items, place, device.data_budget(place, cfg.device.memory), data.augment)
     classes = len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place)
@@ -139,16 +139,16 @@ def training_batch(store: Store, sampler: EpisodeSampler | BatchSampler, step: i
     if isinstance(sampler, BatchSampler):
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
-        return store.batch(Indices(indices.items[mine], indices.turns[mine]), labels[mine], classes)
-    indices = parallel.slice_episodes(sampler.indices(step))
-    return store.episodes(indices, indices.items.shape[-1] - sampler.queries)
+        return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
+    indices = store.vary(sampler.indices(step), sampler.seed, step)  # for all processes, then each takes its part
+    return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
     """One outer step."""
     start = time.perf_counter()
     key = np.random.SeedSequence((cfg.seed, TRAIN, state.step)).generate_state(1, np.uint64)
-    torch.manual_seed(int(key[0]) >> 1)  # dropout and augmentation resume without stored generators
+    torch.manual_seed(int(key[0]) >> 1)  # dropout resumes without a stored generator
     state.optimizer.zero_grad()
     state.algo.progress = state.step / cfg.steps
     before = {name: b.clone() for name, b in state.algo.named_buffers()} if cfg.device.precision == Precision.bf16 else {}

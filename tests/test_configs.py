@@ -17,6 +17,7 @@ def names(group: str) -> list[str]:
 
 
 CHOICES = [(group, name) for group in GROUPS for name in names(group)]
+GIVEN = {"image_folder": ["dataset.root=mine"]}  # values that only the user knows
 RECIPES = sorted(path.relative_to(FOLDER / "recipe").with_suffix("") for path in (FOLDER / "recipe").rglob("*.yaml"))
 
 
@@ -33,7 +34,7 @@ def test_every_yaml_says_in_its_first_line_what_it_is():
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, tmp_path: Path):
-    cfg = composed(f"{group}={name}", f"data_dir={tmp_path}", f"cache_dir={tmp_path}")
+    cfg = composed(f"{group}={name}", f"data_dir={tmp_path}", f"cache_dir={tmp_path}", *GIVEN.get(name, []))
     check(cfg)
     model = build(cfg.model, "model", item_shape=(1, 28, 28))
     algo = build(cfg.algo, "algo", model=model, classes=10)
@@ -48,10 +49,11 @@ def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_every_recipe_is_reached_by_the_names_in_its_own(recipe: Path):
-    algo, dataset, *third = recipe.name.split("_")
+    algo, _, rest = recipe.name.partition("_")
+    dataset = max((name for name in names("dataset") if f"{rest}_".startswith(f"{name}_")), key=len)
     words = [f"algo={algo}", f"dataset={dataset}"]
-    if third:
-        words.append(f"{recipe.parent.name}={third[0]}")
+    if rest != dataset:
+        words.append(f"{recipe.parent.name}={rest.removeprefix(f'{dataset}_')}")
     check(composed(*words))
     text = (FOLDER / "recipe" / recipe.with_suffix(".yaml")).read_text()
     assert text.startswith("# @package _global_\n# ")
@@ -61,6 +63,9 @@ def test_a_recipe_gives_the_settings_and_the_user_overrides_them():
     assert composed("algo=reptile", "dataset=omniglot").task.train_shot == 10
     assert composed("algo=reptile", "dataset=omniglot", "task=20way5shot").algo.inner_batch == 20
     assert composed("algo=reptile", "dataset=omniglot", "model=mlp").model.hidden == [256, 128, 64, 64]
+    assert composed("algo=maml", "dataset=mini_imagenet").algo.inner_lr == 0.05
+    assert composed("algo=fomaml", "dataset=mini_imagenet").model.filters == 32
+    assert composed("algo=finetune", "dataset=mini_imagenet").dataset.crop == 8
     assert composed("algo=maml", "dataset=omniglot", "task.tasks=3").task.tasks == 3
     assert composed("algo=reptile").schedule._target_.endswith("LinearLR")
     assert composed("algo=reptile", "schedule=cosine").schedule._target_.endswith("CosineAnnealingLR")

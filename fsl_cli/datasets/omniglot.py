@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack
+from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
@@ -47,7 +47,7 @@ BROKEN = (
 
 
 class Omniglot(Dataset):
-    """Omniglot as `[32460, 1, size, size]`, two-valued, ink = 255; quarter turns of a character can be classes.
+    """Omniglot as `[32460, channels, size, size]`, two-valued, ink = 255; quarter turns of a character can be classes.
 
     Args:
         data_dir: holds `omniglot-py/` with both archives or what they unpack to; if absent, they are downloaded.
@@ -55,6 +55,7 @@ class Omniglot(Dataset):
         split: which characters are train, val and test; see the top of the file.
         rotations: the splits in which quarter turns are classes: `all`, `train` (that split only) or `none`.
         size: side of the images in pixels.
+        channels: 1, or 3 equal ones.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Omniglot(Dataset):
         split: Literal["lake", "vinyals"] = "lake",
         rotations: Literal["all", "train", "none"] = "all",
         size: int = 28,
+        channels: int = 1,
     ) -> None:
         if split not in TEST_CHARACTERS:
             raise ValueError(f"dataset.split = {split!r}, but omniglot has the splits lake and vinyals. Choose one of them.")
@@ -72,13 +74,14 @@ class Omniglot(Dataset):
         if not 8 <= size <= 224:
             raise ValueError(f"dataset.size = {size}, expected 8 to 224 pixels. Use 28 for the published protocols.")
         self.folder, self.cache_dir = Path(data_dir).expanduser() / "omniglot-py", cache_dir
-        self.split, self.rotations, self.size = split, rotations, size
+        self.split, self.rotations, self.size, self.channels = split, rotations, size, channels
 
     def load(self) -> Packed:
         # The key has nothing of the source: names and numbers of all files are checked before packing and Omniglot has
         # one edition only, so archive, folder and download give the same array, and it serves when they are gone.
         key = f"omniglot-{self.size}-{digest(CHARACTERS, DRAWINGS, EDITION)}"
         items, names, counts = pack(self.cache_dir, key, self._read)
+        items = with_channels(items, self.channels)
         turns: dict[str, tuple[int, ...]] = dict.fromkeys(TURNS[self.rotations], (0, 1, 2, 3))
         return Packed("omniglot", items, names, np.asarray(counts), class_splits(names, self.split), turns)
 

@@ -6,8 +6,10 @@ A packed data set is a folder of the cache with `items.npy` (uint8 `[n, C, H, W]
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from fsl_cli.datasets.augment import Augment
 
 SPLITS = ("train", "val", "test")
 
@@ -45,7 +49,8 @@ class Classes:
 class Packed:
     """A data set ready for use.
 
-    `splits` gives the class numbers of each split, `turns` the quarter turns that count as classes there (default: none).
+    `splits` gives the class numbers of each split, `turns` the quarter turns that count as classes there (default: none),
+    `augment` what training does to the items (default: nothing).
     """
 
     name: str
@@ -54,6 +59,7 @@ class Packed:
     counts: np.ndarray  # [classes]
     splits: dict[str, np.ndarray]
     turns: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    augment: Augment = field(default_factory=Augment)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -63,6 +69,11 @@ class Packed:
         """The classes of `split`, every turn of a class as a class of its own."""
         if split not in self.splits:
             raise ValueError(f"split = {split!r}, but {self.name} has {', '.join(self.splits)}. Choose one of them.")
+        if len(self.splits[split]) == 0:
+            raise ValueError(
+                f"dataset: {self.name} has no {split} classes as it is split here. Choose another data set for that, or its "
+                "options (dataset.test_only, dataset.fractions)."
+            )
         base = np.asarray(self.splits[split], dtype=np.int64)
         turns = np.asarray(self.turns.get(split, (0,)), dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
@@ -83,6 +94,34 @@ class Dataset(ABC):
 def digest(*parts: object) -> str:
     """A short key for a cache folder: a hash of everything that its content depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def blank(cache_dir: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array of zeros to be filled, in a nameless file of the cache: it may be larger than memory."""
+    try:
+        folder = Path(cache_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "w+", shape=shape)  # the mapping keeps the file alive
+    except OSError as error:
+        raise unwritable(cache_dir, error) from error
+
+
+def unwritable(cache_dir: str, error: OSError) -> ValueError:
+    """The error for a cache that cannot take packed data."""
+    return ValueError(
+        f"cache_dir = {cache_dir}: packed data cannot be written there ({error.strerror or error}). "
+        "Set cache_dir=PATH or FSL_CACHE_DIR to a writable folder with enough space."
+    )
+
+
+def with_channels(items: np.ndarray, channels: int) -> np.ndarray:
+    """Grey items `[n, 1, H, W]` as `[n, channels, H, W]`, a view, for a model that was trained on colours."""
+    if channels not in (1, 3):
+        raise ValueError(f"dataset.channels = {channels}, expected 1, or 3 for a model trained on colours. Choose one of them.")
+    return np.broadcast_to(items, (len(items), channels, *items.shape[2:]))
 
 
 def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
@@ -106,10 +145,7 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise ValueError(
-            f"cache_dir = {cache_dir}: packed data cannot be written there ({error.strerror or error}). "
-            "Set cache_dir=PATH or FSL_CACHE_DIR to a writable folder with enough space."
-        ) from error
+        raise unwritable(cache_dir, error) from error
     found = _open(folder)
     assert found is not None, f"{folder} was just written"
     return found

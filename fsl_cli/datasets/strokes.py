@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack
+from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
 
 SEED = 2_015_1211
 EDITION = 1  # of the pixels: raise it when this file is to draw anything differently
@@ -40,13 +40,14 @@ class Program(NamedTuple):
 
 
 class Strokes(Dataset):
-    """Random pen strokes as `[classes * drawings, 1, size, size]`, two-valued, ink = 255.
+    """Random pen strokes as `[classes * drawings, channels, size, size]`, two-valued, ink = 255.
 
     Args:
         cache_dir: holds the packed form.
         train_classes: number of classes to train on; likewise `val_classes` and `test_classes`.
         drawings: number of items of each class.
         size: side of the images in pixels.
+        channels: 1, or 3 equal ones.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Strokes(Dataset):
         test_classes: int = 400,
         drawings: int = 20,
         size: int = 28,
+        channels: int = 1,
     ) -> None:
         self.classes = dict(zip(SPLITS, (train_classes, val_classes, test_classes), strict=True))
         for split, number in self.classes.items():
@@ -66,14 +68,14 @@ class Strokes(Dataset):
             raise ValueError(f"dataset.drawings = {drawings}, expected 2 to 1000. Use 20, as Omniglot has.")
         if not 8 <= size <= 224:
             raise ValueError(f"dataset.size = {size}, expected 8 to 224 pixels. Use 28, as for Omniglot.")
-        self.cache_dir, self.drawings, self.size = cache_dir, drawings, size
+        self.cache_dir, self.drawings, self.size, self.channels = cache_dir, drawings, size, channels
 
     def load(self) -> Packed:
         key = f"strokes-{self.size}-{digest(SEED, EDITION, self.classes, self.drawings)}"
         items, names, counts = pack(self.cache_dir, key, self._draw)
         ends = np.cumsum(list(self.classes.values()))
         splits = {split: np.arange(end - self.classes[split], end) for split, end in zip(SPLITS, ends, strict=True)}
-        return Packed("strokes", items, names, np.asarray(counts), splits)
+        return Packed("strokes", with_channels(items, self.channels), names, np.asarray(counts), splits)
 
     def _draw(self) -> Raw:
         items = np.empty((sum(self.classes.values()), self.drawings, 1, self.size, self.size), np.uint8)

@@ -1,0 +1,107 @@
+"""`fsl data prepare`: pack a data set ahead of time and say what it holds. `fsl data show`: draw one of its episodes."""
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from fsl_cli.config import build, check, register
+from fsl_cli.datasets.packed import SPLITS, Packed
+from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
+from fsl_cli.errors import told
+from fsl_cli.tracking import picture
+
+log = logging.getLogger(__name__)
+
+ACTIONS = ("prepare", "show")
+
+register()
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Turns the first word, prepare or show, into an option."""
+    if {"--help", "-h", "--hydra-help"} & set(overrides):
+        return overrides
+    if not overrides or overrides[0] not in ACTIONS:
+        raise ValueError("fsl data needs one of two words next: fsl data prepare dataset=NAME, or fsl data show dataset=NAME.")
+    return [f"action={overrides[0]}", *overrides[1:]]
+
+
+@hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="data")
+def main(cfg: DictConfig) -> None:
+    """Runs one action."""
+    told(run, cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """Packs the data set if it is not packed, and describes it or draws an episode."""
+    check(cfg)
+    start = time.perf_counter()
+    data = build(cfg.dataset, "dataset").load()
+    seconds = time.perf_counter() - start
+    if cfg.action == "prepare":
+        for line in describe(data):
+            log.info(line)
+        log.info(f"Ready in {seconds:.1f} s, packed under {cfg.cache_dir}")
+    else:
+        log.info(show(data, cfg))
+
+
+def describe(data: Packed) -> list[str]:
+    """What a packed data set holds, and whether an image stands in two classes or two splits."""
+    channels, height, width = data.item_shape
+    counts = np.asarray(data.counts)
+    lines = [
+        f"{data.name}: {counts.sum():,} images of {channels}x{height}x{width} in {len(counts):,} classes of "
+        f"{counts.min()} to {counts.max()} images, {data.items.nbytes / 2**20:,.0f} MiB"
+    ]
+    for split in SPLITS:
+        own = np.asarray(data.splits[split], dtype=np.int64)
+        turned = f" ({len(own) * len(data.turns[split]):,} with quarter turns)" if split in data.turns else ""
+        lines.append(f"{split}: {len(own):,} classes{turned}, {counts[own].sum():,} images")
+    return [*lines, *checks(data)]
+
+
+def checks(data: Packed) -> list[str]:
+    """Whether a class is in two splits, and how many images stand twice, within a class or across classes and splits."""
+    members = [np.asarray(data.splits[split], dtype=np.int64) for split in SPLITS]
+    split_of = np.full(len(data.counts), -1)
+    for number, own in enumerate(members):
+        split_of[own] = number
+    shared = sum(map(len, members)) - (split_of >= 0).sum()
+    first: dict[bytes, int] = {}
+    classes = np.repeat(np.arange(len(data.counts)), data.counts).tolist()
+    keys = (hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in data.items)
+    pairs = np.array([(first.setdefault(key, own), own) for key, own in zip(keys, classes, strict=True)])  # [n, 2]
+    other_class, other_split = (pairs[:, 0] != pairs[:, 1]).sum(), np.not_equal(*split_of[pairs].T).sum()
+    return [
+        f"check: {shared} classes are in two splits",
+        f"check: {len(pairs) - len(first)} images are equal to an earlier one, {other_class} of them to one of another class, "
+        f"{other_split} to one of another split",
+    ]
+
+
+def show(data: Packed, cfg: DictConfig) -> str:
+    """Draws an evaluation episode: a row for each class, support framed grey, queries green; returns where."""
+    task = cfg.task
+    if cfg.split not in EVALUATION:
+        raise ValueError(f"split = {cfg.split!r}, expected train, val or test. Choose one of them.")
+    classes = data.classes(cfg.split)
+    sampler = EpisodeSampler(classes, task.way, task.shot, task.queries, 1, cfg.seed, EVALUATION[cfg.split])
+    indices = sampler.fixed(cfg.episode, cfg.episode + 1)
+    episode = Store(data.items, torch.device("cpu"), budget=0).episodes(indices, task.shot)
+    out = Path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (255 * picture(episode, episode.query.targets)).round().to(torch.uint8)  # [3, H, W]
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")
+    ends = classes.starts + classes.counts
+    firsts = zip(indices.items[0, :, 0], indices.turns[0, :, 0], strict=True)
+    own = [(classes.starts <= item) & (item < ends) & (classes.turns == turn) for item, turn in firsts]
+    names = [classes.names[int(mine.argmax())] for mine in own]
+    return f"{out}: {task.way}-way {task.shot}-shot on {data.name} {cfg.split}, rows {', '.join(names)}"

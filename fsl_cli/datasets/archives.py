@@ -1,0 +1,132 @@
+"""The files below a folder or in an archive (zip, tar, tar.xz, tar.gz, tar.bz2), one after another, never unpacked to disk.
+
+Archives come from strangers: members that point outside, links, devices, encryption and bombs are refused.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+SUFFIXES = (".zip", ".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2")
+PACKERS = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+LARGEST = 64 * 2**20  # bytes of one file
+FREE, RATIO = 64 * 2**20, 100  # bytes that any archive may unpack to, and how many times its own size if that is more
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+
+Wanted = Callable[[str], bool]
+
+
+class RefusedError(ValueError):
+    """An archive that was not made to hold data."""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is called as an archive is."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
+    """Every file of a folder (sorted) or an archive (in its order): its name, and its content if it is wanted."""
+    if source.is_dir():
+        for name in listing(source):
+            yield name, (source / name).read_bytes() if wanted(name) else None
+        return
+    try:
+        yield from _in_zip(source, wanted) if zipfile.is_zipfile(source) else _in_tar(source, wanted)
+    except RefusedError as error:
+        raise ValueError(f"{source} has {error}: it is no honest archive, and is not read. Get it from elsewhere.") from error
+    except BROKEN as error:
+        raise ValueError(f"{source} cannot be read as an archive ({error}). Copy or download it again.") from error
+
+
+def listing(folder: Path) -> list[str]:
+    """The files below a folder by their sorted names with `/`; links are followed, each folder is visited once."""
+    names, seen = [], set()
+    for place, inner, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        below = Path(place).relative_to(folder)
+        names += [(below / name).as_posix() for name in files]
+    return sorted(names)
+
+
+def fingerprint(source: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of an archive, or of every file of a folder: changes when its content does."""
+    files = [(name, source / name) for name in listing(source)] if source.is_dir() else [(source.name, source)]
+    return [(name, status.st_size, status.st_mtime_ns) for name, path in files for status in [path.stat()]]
+
+
+def _in_zip(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
+    with zipfile.ZipFile(source) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if sum(member.file_size for member in members) > _limit(source):
+            raise RefusedError("far more in it than its size allows")
+        for member in members:
+            mode = member.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                raise RefusedError(f"the link or device {member.filename!r} in it")
+            name = _inside(member.filename)
+            yield name, archive.read(member) if _take(name, member.file_size, wanted) else None
+
+
+def _in_tar(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
+    with source.open("rb") as file:
+        start = file.read(6)
+    packer = next((packer for magic, packer in PACKERS.items() if start.startswith(magic)), open)
+    with closing(packer(source, "rb")) as stream, tarfile.open(fileobj=_Bounded(stream, _limit(source)), mode="r|") as archive:
+        for member in archive:
+            if member.isdir():
+                continue
+            name = _inside(member.name)
+            if not member.isreg() or member.issparse():
+                raise RefusedError(f"the link or device {member.name!r} in it")
+            content = archive.extractfile(member) if _take(name, member.size, wanted) else None
+            yield name, content.read() if content else None
+
+
+class _Bounded(io.BufferedIOBase):
+    """A stream that ends in a refusal once more has come out of it than `left`."""
+
+    def __init__(self, stream: IO[bytes], left: int) -> None:
+        self.stream, self.left = stream, left
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self.stream.read(-1 if size is None else size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise RefusedError("far more in it than its size allows")
+        return content
+
+
+def _limit(source: Path) -> int:
+    return max(FREE, RATIO * source.stat().st_size)
+
+
+def _take(name: str, size: int, wanted: Wanted) -> bool:
+    if not wanted(name):
+        return False
+    if size > LARGEST:
+        raise RefusedError(f"{name!r} with {size:,} bytes in it")
+    return True
+
+
+def _inside(name: str) -> str:
+    """A member's name as a path below the archive; refuses one that leads elsewhere."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+        raise RefusedError(f"{name!r}, a path outside of it,")
+    return path.as_posix()

@@ -1,0 +1,140 @@
+"""The image classification data sets of torchvision, through one adapter: the YAML names the class, and what it must hold.
+
+Their own train and test parts are put together, since a few-shot split divides classes, not images. Which classes train,
+validate and test is a checked-in list, or by their numbers in torchvision's order: c % 2 = 0 train, c % 4 = 1 val, c % 4 = 3
+test (the rule of Chen et al. 2019 for CUB).
+"""
+
+import contextlib
+import io
+import socket
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fsl_cli.datasets.augment import Augment
+from fsl_cli.datasets.class_splits import by_name, by_number, listed, only_test
+from fsl_cli.datasets.images import check_shape, to_item
+from fsl_cli.datasets.packed import Dataset, Packed, Raw, digest, pack
+
+EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
+TIMEOUT_S = 30
+
+
+class Torchvision(Dataset):
+    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, the middle is kept.
+
+    Args:
+        name: of the data set here.
+        kind: the class of torchvision.datasets.
+        parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are put together.
+        classes: how many there must be, and `images` how many images in all.
+        data_dir: torchvision's `root`; what is not there is downloaded.
+        cache_dir: holds the packed form.
+        split: a checked-in list splits/NAME.json, or null for the rule by numbers.
+        transposed: the images lie on their side, mirrored (EMNIST).
+        test_only: all classes are test classes, for a model trained on another data set.
+        crop, flip, jitter: changes in training, see augment.py.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        parts: list[Any],
+        classes: int,
+        images: int,
+        data_dir: str,
+        cache_dir: str,
+        size: int = 84,
+        channels: int = 3,
+        split: str | None = None,
+        transposed: bool = False,
+        test_only: bool = False,
+        crop: int = 0,
+        flip: bool = False,
+        jitter: float = 0.0,
+    ) -> None:
+        check_shape(size, channels)
+        self.name, self.kind, self.parts, self.classes, self.images = name, kind, parts, classes, images
+        self.data_dir, self.cache_dir, self.split = Path(data_dir).expanduser(), cache_dir, split
+        self.size, self.channels, self.transposed, self.test_only = size, channels, transposed, test_only
+        self.augment = Augment(crop, flip, jitter)
+
+    def load(self) -> Packed:
+        # As for Omniglot the key has nothing of the source: torchvision verifies the files, and there is one edition of them.
+        key = f"{self.name}-{self.size}x{self.channels}-{digest(EDITION, self.kind, self.parts, self.images, self.transposed)}"
+        items, names, counts = pack(self.cache_dir, key, self._read)
+        if self.test_only:
+            splits = only_test(len(names))
+        else:
+            splits = by_name(names, listed(self.split)) if self.split else by_number(len(names))
+        return Packed(self.name, items, names, np.asarray(counts), splits, augment=self.augment)
+
+    def _read(self) -> Raw:
+        parts = [self._open(part) for part in self.parts]
+        total = sum(len(part) for part in parts)
+        items = np.empty((total, self.channels, self.size, self.size), np.uint8)
+        labels = np.empty(total, np.int64)
+        for place, (image, label) in enumerate(pair for part in parts for pair in self._pairs(part)):
+            image = image.transpose(Image.Transpose.TRANSPOSE) if self.transposed else image
+            items[place], labels[place] = to_item(image, self.size, self.channels), label
+        found, counts = np.unique(labels, return_counts=True)
+        if (len(found), total) != (self.classes, self.images):
+            raise ValueError(
+                f"data_dir: {self.data_dir} has {len(found)} classes and {total:,} images of {self.name}, expected "
+                f"{self.classes} and {self.images:,}. Delete its files there, so that they are downloaded again."
+            )
+        given = getattr(parts[0], "classes", None)
+        names = [str(given[c]) if given else f"{c:03d}" for c in found]
+        return Raw(items[np.argsort(labels, kind="stable")], names, counts.tolist())
+
+    def _pairs(self, part: Any) -> Iterator[tuple[Image.Image, int]]:
+        """The images of a part of the data and their class numbers."""
+        for number in range(len(part)):
+            try:
+                image, label = part[number]
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(
+                    f"data_dir: image {number} of {self.name} in {self.data_dir} cannot be read ({error}). Delete its files "
+                    "there, so that they are downloaded again."
+                ) from error
+            yield image, int(label)
+
+    def _open(self, part: dict[str, Any]) -> Any:
+        """A part of the data as torchvision has it, downloaded if it is not there."""
+        from torchvision import datasets  # here, because its import takes seconds
+
+        kind = getattr(datasets, self.kind)
+        try:
+            try:
+                return kind(str(self.data_dir), download=False, **part)
+            except RuntimeError:  # not there, or damaged
+                with _patient():
+                    self.data_dir.mkdir(parents=True, exist_ok=True)
+                    return kind(str(self.data_dir), download=True, **part)
+        except ImportError as error:
+            raise ValueError(
+                f"dataset = {self.name} needs the package {error.name} to read its files. Install it: pip install {error.name}."
+            ) from error
+        except (OSError, RuntimeError, HTTPException, ValueError) as error:
+            raise ValueError(
+                f"data_dir: {self.data_dir} has no whole {self.name}, and it cannot be downloaded ({error}). Put there what "
+                f"torchvision.datasets.{self.kind} downloads, or run once where there is a network."
+            ) from error
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Downloads end in an error, not in waiting for ever, and print nothing."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_S)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,216 @@
+"""Photographs with a published split, from class folders, archives of them, csv files or arrays."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_archives import write_folder, write_tar, write_zip
+from test_tables import ren
+
+from fsl_cli.datasets import class_splits, photos
+from fsl_cli.datasets.packed import SPLITS, Packed
+from fsl_cli.datasets.photos import Photos
+
+LISTS = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
+CLASSES = [name for names in LISTS.values() for name in names]
+SIZES = {"mini_imagenet": (64, 16, 20), "tiered_imagenet": (351, 97, 160), "cub": (100, 50, 50), "caltech101": (60, 16, 24),
+         "cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}  # fmt: skip
+
+
+def picture(seed: int, kind: str = "PNG", width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+def images(classes: list[str], each: int = 3, kind: str = "PNG") -> dict[str, bytes]:
+    return {f"{c}/{c}{k:02d}.{kind.lower()}": picture(100 * int(c[1:]) + k, kind) for c in classes for k in range(each)}
+
+
+FILES = images(CLASSES)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data_dir; the split is LISTS, whatever its name."""
+    monkeypatch.setattr(photos, "listed", lambda name: LISTS)
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def load(data: Path, number: int | None = 12, **options: object) -> Packed:
+    given = {"source": "toy*", "size": 8, "images": number, **options}
+    return Photos("toy", "https://toy.org", str(data), str(data.parent / "cache"), **given).load()  # pyright: ignore[reportArgumentType]
+
+
+def expected() -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(FILES[name]))).transpose(2, 0, 1) for name in sorted(FILES)])
+
+
+def within(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+def csvs(folder: str) -> dict[str, bytes]:
+    lines = {split: [f"{c}{k:02d}.png,{c}" for c in names for k in range(3)] for split, names in LISTS.items()}
+    return {f"{folder}/{split}.csv": "\n".join(["filename,label", *lines[split]]).encode() for split in SPLITS}
+
+
+def sources(data: Path) -> dict[str, object]:
+    flat = {f"toy/images/{Path(name).name}": content for name, content in FILES.items()} | csvs("toy")
+    split = {f"toy/{s}/{name}": FILES[name] for s, names in LISTS.items() for name in FILES if name[:3] in names}
+    noise = {"toy/n01/.DS_Store": b"", "toy/n99/a.png": picture(1), "toy/__MACOSX/n01/._n0100.png": b"mac", "toy/read.me": b"hi"}
+    return {
+        "folder": lambda: write_folder(data, within("toy", FILES)),
+        "train, val, test": lambda: write_folder(data, split),
+        "noise": lambda: write_folder(data, within("toy", FILES) | noise),
+        "csv": lambda: write_folder(data, flat),
+        "csv zip": lambda: write_zip(data / "toy.zip", flat),
+        "zip": lambda: write_zip(data / "toy.zip", within("toy", FILES)),
+        "tar": lambda: write_tar(data / "toy.tar", within("any/where", FILES), "w"),
+        "several": lambda: [
+            write_tar(data / "toy_a.tar.xz", within("toy", images(CLASSES[:2]))),
+            write_zip(data / "toy_b.zip", within("toy", images(CLASSES[2:]))),
+        ],
+        "pickles": lambda: [ren(data / "toy", split, 2) for split in SPLITS],
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "train, val, test", "noise", "csv", "csv zip", "zip", "tar", "several"])
+def test_every_form_of_the_files_gives_the_same_array(data, kind):
+    sources(data)[kind]()  # pyright: ignore[reportCallIssue]
+    found = load(data)
+    assert found.names == CLASSES and list(found.counts) == [3] * 4 and np.array_equal(found.items, expected())
+    assert {split: list(own) for split, own in found.splits.items()} == {"train": [0, 1], "val": [2], "test": [3]}
+    assert not [path for path in (data.parent / "cache").iterdir() if not path.name.startswith("toy-")], "nothing else is left"
+
+
+def test_pickles_in_a_folder_are_found(data):
+    (data / "toy").mkdir()
+    sources(data)["pickles"]()  # pyright: ignore[reportCallIssue]
+    found = load(data)
+    assert found.names == CLASSES and [len(own) for own in found.splits.values()] == [2, 1, 1]
+
+
+def test_arrays_without_names_are_split_by_their_files(data):
+    for split, names in LISTS.items():
+        np.savez(data / f"toy_{split}.npz", images=np.zeros((len(names), 3, 8, 8, 3), np.uint8))
+    found = load(data)
+    assert found.names == ["test/0000", "train/0000", "train/0001", "val/0000"]
+    assert {split: list(own) for split, own in found.splits.items()} == {"train": [1, 2], "val": [3], "test": [0]}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_every_usual_format_is_read(data, kind):
+    write_folder(data / "toy", images(CLASSES, kind=kind))
+    pixels = load(data).items.astype(int)
+    assert np.abs(pixels - expected()).mean() < (1 if kind in ("WEBP", "BMP", "TIFF") else 60)
+
+
+def test_an_absolute_source_and_grey_items_of_another_size(data, tmp_path):
+    write_folder(tmp_path / "elsewhere", FILES)
+    found = load(data, source=str(tmp_path / "elsewhere"), size=16, channels=1)
+    assert found.items.shape == (12, 1, 16, 16)
+
+
+def test_changed_files_are_packed_anew_and_unchanged_ones_are_not(data, monkeypatch):
+    write_folder(data / "toy", FILES)
+    before = np.array(load(data).items)
+    with monkeypatch.context() as patched:
+        patched.setattr(photos.trees, "read", lambda *args: pytest.fail("the files were read again"))
+        load(data)
+    (data / "toy" / "n01" / "n0100.png").write_bytes(picture(7, width=9))
+    assert not np.array_equal(before, load(data).items)
+
+
+def test_all_classes_can_be_test_classes(data):
+    write_folder(data / "toy", FILES)
+    found = load(data, test_only=True)
+    assert len(found.classes("test")) == 4
+    with pytest.raises(ValueError, match=r"^dataset: toy has no train classes as it is split here\. .*test_only"):
+        found.classes("train")
+
+
+def refused(data: Path, **options: object) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(data, **options)  # pyright: ignore[reportArgumentType]
+    assert str(caught.value).endswith(".")
+    return str(caught.value)
+
+
+def test_missing_files_are_named_with_their_home(data):
+    message = refused(data)
+    assert f"data_dir: {data} has no toy*" in message and "https://toy.org" in message and "dataset.source=PATH" in message
+
+
+def test_another_number_of_images_is_refused_and_can_be_asked_for(data):
+    write_folder(data / "toy", images(CLASSES[:2], 2) | images(CLASSES[2:]))
+    message = refused(data)
+    assert "has 10 images, expected 12 (class n01 has 2, class n03 has 3)" in message and "dataset.images=10" in message
+    assert list(load(data, 10).counts) == list(load(data, None).counts) == [2, 2, 3, 3]
+
+
+def test_a_missing_class_is_refused_by_name(data):
+    write_folder(data / "toy", images(["n01", "n03", "n04"]))
+    assert "has 1 train classes, expected the 2 of toy (first missing: n02)" in refused(data)
+
+
+def test_the_same_image_in_two_archives_is_refused(data):
+    for name in ("toy_a.zip", "toy_b.zip"):
+        write_zip(data / name, FILES)
+    assert "class n01 has n0100.png twice" in refused(data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", picture(1)[:60], picture(1, "JPEG", 64, 64)[:500]], ids=["empty", "text", "png", "jpeg"]
+)
+@pytest.mark.parametrize("writer", ["folder", "zip"])
+def test_a_corrupt_image_is_named(data, content, writer):
+    files = FILES | {"n02/n0201.png": content}
+    write_folder(data / "toy", files) if writer == "folder" else write_zip(data / "toy.zip", files)
+    assert "n02/n0201.png is not an image that can be read" in refused(data)
+    cache = data.parent / "cache"
+    assert not list(cache.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_checked_in_splits_have_the_published_sizes_and_share_no_class(name):
+    lists = class_splits.listed(name)
+    assert tuple(len(lists[split]) for split in SPLITS) == SIZES[name]
+    assert len({where for split in SPLITS for where in lists[split]}) == sum(SIZES[name])
+
+
+def test_cub_and_unlisted_sets_are_split_by_the_same_rule():
+    cub, rule = class_splits.listed("cub"), class_splits.by_number(200)
+    names = sorted(name for names in cub.values() for name in names)
+    assert {split: [names[c] for c in own] for split, own in rule.items()} == cub
+    assert {split: len(own) for split, own in class_splits.by_number(47).items()} == {"train": 24, "val": 12, "test": 11}
+
+
+@pytest.mark.data
+def test_the_real_mini_imagenet_files_have_the_published_names(data_dir):
+    """Only the names: decoding them takes a minute."""
+    lists = class_splits.listed("mini_imagenet")
+    given = json.loads((Path(data_dir) / "splits" / "mini_imagenet.json").read_text())
+    assert all(sorted(given[split]) == lists[split] for split in SPLITS)
+
+
+@pytest.mark.data
+def test_the_real_caltech101_is_packed_and_split(data_dir, tmp_path):
+    given = ("https://data.caltech.edu", data_dir, str(tmp_path), "caltech*101*")
+    found = Photos("caltech101", *given, size=8, images=6359).load()
+    assert found.items.shape == (6359, 3, 8, 8) and found.counts.min() == 31 and found.counts.max() == 120
+    assert [len(found.classes(split)) for split in SPLITS] == [60, 16, 24]
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "number"), [("mini_imagenet_*", 60000), ("mini_imagenet_*[at].tar.xz", 40800)])
+def test_the_real_mini_imagenet_is_packed_whole(data_dir, tmp_path, source, number):
+    found = Photos("mini_imagenet", "", data_dir, str(tmp_path), source, images=number).load()
+    assert found.items.shape[1:] == (3, 84, 84) and [len(found.classes(split)) for split in SPLITS] == [64, 16, 20]
+    assert set(found.counts[found.splits["test"]]) == {600}
