@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Every algorithm on Omniglot (split vinyals, quarter turns as classes) in four settings, then the table.
+#   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings; OUT=runs/table
+# Finished rows are skipped and unfinished ones go on, so that it can be stopped and started again.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${OUT:-runs/table}
+tasks=${TASKS:-5way1shot 5way5shot 20way1shot 20way5shot}
+algos=("$@")
+if [ ${#algos[@]} -eq 0 ]; then
+    mapfile -t algos < <(scripts/fsl algos | cut -d' ' -f1 | grep -v '^mtl$')
+    algos+=(mtl) # after finetune, whose network it needs
+fi
+failed=0
+for task in $tasks; do
+    for algo in "${algos[@]}"; do
+        row=$out/$task/$algo
+        [ -f "$row/result.json" ] && continue
+        words=()
+        [ "$algo" = mtl ] && words=(pretrain="$out/$task/finetune/best.pt")
+        scripts/fsl train algo="$algo" dataset=omniglot dataset.split=vinyals task="$task" out="$row" resume=auto "${words[@]}" \
+            || { echo "$algo $task failed" >&2; failed=1; }
+    done
+done
+.venv/bin/python - "$out" <<'PYTHON'
+import json, sys
+from pathlib import Path
+
+print("| algorithm | task | accuracy, % | norm | best step / steps | wall time, s |\n| --- | --- | --- | --- | --- | --- |")
+for file in sorted(Path(sys.argv[1]).glob("*/*/result.json")):
+    row = json.loads(file.read_text())
+    print(f"| `{row['algo']}` | {row['way']}-way {row['shot']}-shot | {100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} "
+          f"| {row['norm']} | {row['step']} / {row['steps']} | {row['wall_time_s']:.0f} |")
+PYTHON
+exit $failed
