@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every algorithm on Omniglot (split vinyals, quarter turns as classes) in four settings, then the table.
-#   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings; OUT=runs/table
+#   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings; OUT=runs/table;
+#                                             # WORDS="seed=1 device=cpu": more options for every run
 # Finished rows are skipped and unfinished ones go on, so that it can be stopped and started again.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,8 +17,8 @@ for task in $tasks; do
     for algo in "${algos[@]}"; do
         row=$out/$task/$algo
         [ -f "$row/result.json" ] && continue
-        words=()
-        [ "$algo" = mtl ] && words=(pretrain="$out/$task/finetune/best.pt")
+        words=(${WORDS:-})
+        [ "$algo" = mtl ] && words+=(pretrain="$out/$task/finetune/best.pt")
         scripts/fsl train algo="$algo" dataset=omniglot dataset.split=vinyals task="$task" out="$row" resume=auto "${words[@]}" \
             || { echo "$algo $task failed" >&2; failed=1; }
     done
