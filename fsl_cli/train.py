@@ -15,12 +15,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import Precision, build, check, flat, register, run_folder
+from fsl_cli.config import build, check, flat, run_folder
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Indices, Store
 from fsl_cli.errors import RunError, told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
+from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
 from fsl_cli.tracking import Tracker, picture

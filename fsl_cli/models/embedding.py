@@ -7,3 +7,4 @@ class Embedding(nn.Module):
     """Items `[n, *item]` -> embeddings `[n, out_features]`. `build` passes the constructor `item_shape`."""
 
     out_features: int
+    pretrained: bool = False  # whether it stands with weights that were trained elsewhere
