@@ -12,13 +12,16 @@ usage: fsl COMMAND [key=value ...]
 
   train       meta-train, validate, test         fsl train algo=maml dataset=omniglot
   evaluate    score a checkpoint                 fsl evaluate checkpoint=runs/train/.../best.pt
+  predict     recognise your own images          fsl predict support=my_classes/ query=unknown/
+  adapt       learn your classes once            fsl adapt support=my_classes/ output=my_classifier
+  export      a classifier without fsl           fsl export classifier=my_classifier
   algos       what algo=NAME can be
   datasets    what dataset=NAME can be
   models      what model=NAME can be
 
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "predict", "adapt", "export")
 LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
@@ -53,15 +53,17 @@ def check(cfg: DictConfig) -> None:
             arguments(cfg[key], key)
 
 
-def composed(command: str, overrides: list[str]) -> DictConfig:
-    """The config of a command outside of one, for Python; also from within a Hydra program of the user's."""
+def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config of a command, for Python, and what was chosen of each group; also from within a Hydra program."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsl_cli.configs", version_base="1.3"):
-            return compose(command, overrides=overrides)
+            cfg = compose(command, overrides=overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
+    with open_dict(cfg):
+        return cfg, dict(cfg.pop("hydra").runtime.choices)
 
 
 def offer(groups: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ def arguments(node: Any, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key} = {node!r}, but a group is chosen by its name: {key}=NAME with a file configs/{key}/NAME.yaml.")
     plain: Any = OmegaConf.to_container(node, resolve=True)
-    constructor = _locate(plain.pop("_target_"), key)
+    constructor = locate(plain.pop("_target_"), key)
     parameters = {
         name: parameter for name, parameter in inspect.signature(constructor).parameters.items() if name not in GIVEN[key]
     }
@@ -115,7 +117,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
 
 
-def _locate(target: Any, key: str) -> Callable[..., Any]:
+def locate(target: Any, key: str) -> Callable[..., Any]:
     """The class called `target`, only if it is defined in a module that configs may name."""
     module, _, name = str(target).rpartition(".")
     refusal = ValueError(

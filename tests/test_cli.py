@@ -211,7 +211,7 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         ("algos",): "maml",
         ("datasets",): "omniglot",
         ("models",): "conv4",
-        ("train", "--help"): "algo: anil, finetune, fomaml, maml, protonet, reptile",
+        ("train", "--help"): "algo: anil, centroid, finetune, fomaml, maml, protonet, reptile",
         ("evaluate", "--help"): "checkpoint",
         ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "train_shot: 10",
         ("--version",): ".",

@@ -75,7 +75,7 @@ def _load(network: torch.nn.Module, path: Path) -> None:
         safe = path.suffix == ".safetensors"
         saved = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"model.weights = {path} holds no weights that can be read safely. Save its state_dict alone.") from error
+        raise ValueError(f"model.weights = {path} holds no weights that can be read. Save a state_dict alone.") from error
     saved = next((saved[key] for key in ("state_dict", "model") if key in saved), saved)
     missing = sorted(set(network.state_dict()) - set(saved))
     if missing:
