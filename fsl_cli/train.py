@@ -114,6 +114,8 @@ def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place, cfg.device.precision.value)
+    if not any(weight.requires_grad for weight in algo.parameters()):
+        raise ValueError("model.frozen = true leaves nothing to train. Set model.frozen=false, or use it as it is: fsl predict.")
     if cfg.device.task_chunk != "auto":
         algo.score_chunk = cfg.device.task_chunk
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())

@@ -1,10 +1,12 @@
 """Drawings of any kind and size -> two-valued items: what the data sets of characters make of a user's image."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-PAPER = 105  # pixels of the square that a larger drawing is reduced to, as a whole, before pixels are picked: that of Omniglot
-INK = 64  # of 255: from this share of ink on, a reduced pixel is ink, so that a thin pen on a large page stays
+PAPER = 105  # side of a page of Omniglot in pixels; larger pages are brought to it before pixels are picked
+PEN = 4  # pixels, the least width of a pen on that page: as wide as Omniglot's, so that picking pixels leaves no gaps
+FINE = 4  # a large page is brought to so many times PAPER first, where the pen is measured and widened
+TRACE = 16  # of 255: from this share of ink on, a pixel of that is ink
 
 
 def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
@@ -22,10 +24,22 @@ def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     page[top : top + ink.shape[0], left : left + ink.shape[1]] = 255 * ink
     drawn = Image.fromarray(page)
     if side > PAPER:
-        drawn = drawn.resize((PAPER, PAPER), Image.Resampling.BOX).point(lambda share: 255 * (share >= INK))
+        drawn = _on_paper(drawn)
     channels, height, width = shape
     pixels = np.asarray(drawn.resize((width, height), Image.Resampling.NEAREST))
     return np.repeat(pixels[None], channels, axis=0)
+
+
+def _on_paper(page: Image.Image) -> Image.Image:
+    """A large square page, ink = 255, in the size of Omniglot's, with a pen that is no thinner than there."""
+    fine = FINE * PAPER
+    page = page.resize((fine, fine), Image.Resampling.BOX).point(lambda share: 255 * (share >= TRACE))
+    ink = np.asarray(page) > 0
+    edges = (ink[1:] != ink[:-1]).sum() + (ink[:, 1:] != ink[:, :-1]).sum()
+    lacking = FINE * PEN - 2 * ink.sum() / max(edges, 1)  # a line has about two edges along its length
+    if lacking > 1:
+        page = page.filter(ImageFilter.MaxFilter(2 * round(lacking / 2) + 1))
+    return page.resize((PAPER, PAPER), Image.Resampling.BOX).point(lambda share: 255 * (share >= 128))
 
 
 def _threshold(grey: np.ndarray) -> int:
