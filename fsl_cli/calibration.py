@@ -50,12 +50,12 @@ def held_out(algo: Algorithm, support: Examples, embedded: bool, limit: int | No
 
 def temperature(logits: Tensor, slots: Tensor) -> float:
     """The temperature under which held-out logits `[folds, way]` are most likely, drawn towards 1; 1 if there are none."""
-    logs = torch.linspace(-3, 3, 241)
+    logs = np.linspace(-3, 3, 241)
     likely = [
         functional.cross_entropy(logits / math.exp(step), slots, reduction="sum").item() + step**2 / (2 * SPREAD**2)
         for step in logs.tolist()
     ]
-    return math.exp(logs[int(np.argmin(likely))].item())
+    return math.exp(logs[int(np.argmin(likely))])
 
 
 def estimate(logits: Tensor, slots: Tensor) -> Estimate:

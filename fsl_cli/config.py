@@ -59,7 +59,7 @@ def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, 
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("fsl_cli.configs", version_base="1.3"):
-            cfg = compose(command, overrides=overrides, return_hydra_config=True)
+            cfg = compose(command, overrides=["out=unused", *overrides], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
     with open_dict(cfg):
@@ -117,7 +117,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
 
 
-def locate(target: Any, key: str) -> Callable[..., Any]:
+def locate(target: Any, key: str) -> type:
     """The class called `target`, only if it is defined in a module that configs may name."""
     module, _, name = str(target).rpartition(".")
     refusal = ValueError(

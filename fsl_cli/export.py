@@ -1,5 +1,6 @@
 """`fsl export classifier=FILE format=torch|onnx`: one file that takes images and gives probabilities, without fsl."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -72,7 +73,7 @@ class Standalone(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.algo = classifier.trained.algo
+        self.algo = classifier.trained.algo.to(memory_format=torch.contiguous_format)  # the only one that files hold whole
         self.probabilities = classifier.probabilities
 
     def forward(self, items: Tensor) -> Tensor:
@@ -96,8 +97,7 @@ def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor
 @torch.no_grad()
 def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]:
     """Writes the classifier as ONNX; returns what the written file answers."""
-    import onnxruntime
-
+    onnxruntime = importlib.import_module("onnxruntime")
     program = torch.onnx.export(
         Standalone(classifier),
         (probe(classifier, 2),),

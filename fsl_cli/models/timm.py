@@ -1,6 +1,7 @@
 """Any image network of the package timm (https://github.com/huggingface/pytorch-image-models) as an embedding."""
 
 import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class Timm(Embedding):
         blank: no weights are needed, since those of a checkpoint follow.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         item_shape: tuple[int, ...],
@@ -35,7 +39,7 @@ class Timm(Embedding):
         super().__init__()
         check_images("timm", item_shape)
         try:
-            import timm
+            timm = import_module("timm")
         except ImportError as error:
             raise ValueError("model = timm needs a package that is not installed: pip install timm.") from error
         if not timm.is_model(name):
@@ -68,13 +72,13 @@ def _load(network: torch.nn.Module, path: Path) -> None:
     """Puts the weights of a local file into a network; those of a classifier at its end are left out."""
     if not path.is_file():
         raise ValueError(f"model.weights = {path}: there is no such file. Name one, or hub.")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    safe = import_module("safetensors.torch")
     try:
-        safe = path.suffix == ".safetensors"
-        saved = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        if path.suffix == ".safetensors":
+            saved: dict[str, Any] = safe.load_file(path)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, import_module("safetensors").SafetensorError) as error:
         raise ValueError(f"model.weights = {path} holds no weights that can be read. Save a state_dict alone.") from error
     saved = next((saved[key] for key in ("state_dict", "model") if key in saved), saved)
     missing = sorted(set(network.state_dict()) - set(saved))
