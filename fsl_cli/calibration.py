@@ -39,7 +39,7 @@ def held_out(algo: Algorithm, support: Examples, embedded: bool, limit: int | No
     left = torch.as_tensor(rows, device=slots.device)
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
-    for folds in left.split(max(1, (FEATURES if embedded else ITEMS) // n)):
+    for folds in left.split(max(1, (FEATURES if embedded else ITEMS) // n)) if len(left) else ():
         others = torch.arange(n - 1, device=slots.device).repeat(len(folds), 1)
         others += others >= folds.unsqueeze(1)  # [folds, n - 1]: all rows but the one that is left out
         query = folds.unsqueeze(1)

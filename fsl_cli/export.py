@@ -102,6 +102,7 @@ def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]
         Standalone(classifier),
         (probe(classifier, 2),),
         dynamo=True,
+        verbose=False,
         input_names=["images"],
         output_names=["probabilities"],
         dynamic_shapes=({0: torch.export.Dim("images")},),

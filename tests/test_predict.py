@@ -39,7 +39,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, cache_dir: str) -> Iterator
         patch.chdir(folder)
         patch.setenv("FSL_CACHE_DIR", cache_dir)
         for algo in ("protonet", "maml", "finetune"):
-            assert trained(patch, algo, algo, "task.way=3", "seed=1", *(["steps=60"] if algo == "protonet" else [])) == 0
+            steps = 60 if algo == "protonet" else 2
+            words = ("task.way=3", "seed=1", f"steps={steps}", f"eval_every={steps}", "episodes=2", "val_episodes=2")
+            assert trained(patch, algo, algo, *words) == 0
         yield folder
 
 
@@ -113,7 +115,9 @@ def test_an_adapted_classifier_answers_as_predict_does_bit_for_bit(algo, models,
     assert content["choices"]["algo"] == algo
 
 
-@pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
+@pytest.mark.parametrize(
+    "algo", ["protonet", pytest.param("maml", marks=pytest.mark.slow), pytest.param("finetune", marks=pytest.mark.slow)]
+)
 def test_an_exported_classifier_answers_the_same_without_fsl(algo, models, drawings, monkeypatch, capfd):
     words = (f"checkpoint={models}/{algo}/best.pt", "support=support", "device=cpu", "output=kept")
     assert fsl(monkeypatch, "adapt", *words) == 0
@@ -213,8 +217,9 @@ def test_leaving_one_out_is_what_learning_from_the_others_answers(algo, models, 
         torch.testing.assert_close(logits[out], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_class_of_one_image_cannot_be_left_out(models, drawings):
-    source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
     files = [
         Path(f"support/{name}/{number}.png") for name, count in zip(CLASSES, (1, 2, 1), strict=True) for number in range(count)
     ]
