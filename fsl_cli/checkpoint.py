@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written atomically, verified and loaded without running foreign code."""
+"""Checkpoints and classifiers: tensors and plain values only, written atomically, loaded without running foreign code."""
 
 import hashlib
 import os
@@ -12,12 +12,13 @@ import torch
 FORMAT = 1
 UNMEASURED = {"threads": None, "task_chunk": None, "channels_last": False}
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
+CLASSIFIER = {"format", "config", "choices", "data", "algo", "classifier"}  # what `fsl adapt` writes
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint under a temporary name, flushes it to disk, and renames it."""
+    """Writes a checkpoint or classifier under a temporary name, flushes it to disk, and renames it."""
     content = {"format": FORMAT, **content}
-    assert set(content) == KEYS, f"a checkpoint holds {sorted(KEYS)}"
+    assert set(content) in (KEYS, CLASSIFIER), f"a checkpoint holds {sorted(KEYS)}"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
@@ -30,32 +31,41 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: str | Path, key: str) -> dict[str, Any]:
-    """The content of a checkpoint on the CPU. `key` is what the user typed it under, for messages: checkpoint or resume."""
+    """The content of a file on the CPU. `key` is what the user typed it under, for messages: checkpoint, resume, classifier."""
     path = Path(path)
+    kind, writer = ("classifier", "fsl adapt") if key == "classifier" else ("checkpoint", "fsl train")
     if path.is_dir():
         raise ValueError(f"{key} = {path} is a folder. Name the file in it: {key}={path / 'best.pt'}.")
     if not path.exists():
-        raise ValueError(f"{key} = {path}: there is no such file. Name a best.pt or last.pt that fsl train wrote.")
+        what = "a file" if kind == "classifier" else "a best.pt or last.pt"
+        raise ValueError(f"{key} = {path}: there is no such file. Name {what} that {writer} wrote.")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{key} = {path} is damaged: its record {damaged} fails its checksum. Copy or train it again.")
+            raise ValueError(
+                f"{key} = {path} is damaged: its record {damaged} fails its checksum. Copy it again, or make it with {writer}."
+            )
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
-            f"{key} = {path} is not a whole checkpoint ({error}): it is truncated or another kind of file. "
-            "Copy or train it again."
+            f"{key} = {path} is not a whole {kind} ({error}): it is truncated or another kind of file. "
+            f"Copy it again, or make it with {writer}."
         ) from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(
             f"{key} = {path} holds something other than tensors and plain values, and was not loaded, since that could "
-            "run foreign code. Use a checkpoint that fsl train wrote."
+            f"run foreign code. Use a {kind} that {writer} wrote."
         ) from error
-    if isinstance(content, dict):
+    found = set(content) if isinstance(content, dict) else set()
+    if found in (KEYS, KEYS - {"fastest"}):
         content["fastest"] = UNMEASURED | (content.get("fastest") or {})  # what runs of older versions did not choose
-    if not isinstance(content, dict) or set(content) != KEYS or content["format"] != FORMAT:
-        raise ValueError(f"{key} = {path} is not a checkpoint of this version of fsl. Use a file that fsl train wrote.")
+        found = KEYS
+    for keys, own in ((KEYS, "checkpoint"), (CLASSIFIER, "classifier")):
+        if found == keys and own != kind:
+            raise ValueError(f"{key} = {path} is a {own}, and this wants a {kind} that {writer} wrote. Try {own}={path}.")
+    if found not in (KEYS, CLASSIFIER) or content["format"] != FORMAT:
+        raise ValueError(f"{key} = {path} is not a {kind} of this version of fsl. Use a file that {writer} wrote.")
     return content
 
 

@@ -13,13 +13,16 @@ usage: fsl COMMAND [key=value ...]
   train       meta-train, validate, test         fsl train algo=maml dataset=omniglot
   evaluate    score a checkpoint                 fsl evaluate checkpoint=runs/train/.../best.pt
   data        pack a data set, show an episode   fsl data prepare dataset=mini_imagenet
+  predict     recognise your own images          fsl predict support=my_classes/ query=unknown/
+  adapt       learn your classes once            fsl adapt support=my_classes/ output=my_classifier
+  export      a classifier without fsl           fsl export classifier=my_classifier
   algos       what algo=NAME can be
   datasets    what dataset=NAME can be
   models      what model=NAME can be
 
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
-COMMANDS = ("train", "evaluate", "data")
+COMMANDS = ("train", "evaluate", "predict", "adapt", "export", "data")
 LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 

@@ -1,4 +1,4 @@
-"""The typed schema of the commands, and `build`, which makes objects of config nodes. With the commands, all that knows Hydra."""
+"""`build`, which makes objects of config nodes, and what commands ask of a config. With them, all that knows Hydra."""
 
 import difflib
 import importlib
@@ -6,131 +6,26 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
-    "model": ("item_shape",),
+    "model": ("item_shape", "blank"),  # blank: no weights are needed, those of a checkpoint follow
     "algo": ("model", "classes"),
     "optimizer": ("params",),
     "schedule": ("optimizer",),
     "dataset": (),
 }
-
-
-@dataclass
-class Task:
-    """The shape of an episode, and of a meta-batch, at evaluation and (train_) in training."""
-
-    way: int = MISSING
-    shot: int = MISSING
-    queries: int = MISSING
-    train_way: Any = MISSING  # a number, or a range of two
-    train_shot: Any = MISSING
-    train_queries: int = MISSING
-    tasks: int = MISSING
-
-
-class Precision(Enum):
-    """Of the arithmetic in the embedding; everything else is float32."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-
-
-@dataclass
-class Device:
-    """Where and how a run computes."""
-
-    name: str = MISSING
-    threads: Any = None  # a number, auto, or null
-    task_chunk: Any = None  # a number, auto, or null
-    channels_last: Any = False  # true, false or auto
-    precision: Precision = Precision.auto
-    compile: bool = False
-    graph: bool = False
-    memory: float | None = None
-    processes: int | None = None
-
-
-@dataclass
-class Data:
-    """`fsl data`."""
-
-    action: str = MISSING
-    dataset: Any = MISSING
-    task: Task = MISSING
-    split: str = MISSING
-    episode: int = MISSING
-    seed: int = MISSING
-    data_dir: str = MISSING
-    cache_dir: str = MISSING
-    out: str = MISSING
-
-
-@dataclass
-class Command:
-    """What the commands that compute share."""
-
-    model: Any = MISSING
-    dataset: Any = MISSING
-    task: Task = MISSING
-    device: Device = MISSING
-    algo: Any = MISSING
-    seed: int = MISSING
-    episodes: int = MISSING
-    data_dir: str = MISSING
-    cache_dir: str = MISSING
-    out: str = MISSING
-
-
-@dataclass
-class Train(Command):
-    """`fsl train`."""
-
-    optimizer: Any = MISSING
-    schedule: Any = MISSING
-    steps: int = MISSING
-    eval_every: int = MISSING
-    val_episodes: int = MISSING
-    checkpoint_every: int = MISSING
-    log_every: int = MISSING
-    clip_norm: float | None = None
-    early_stop: int | None = None
-    pretrain: str | None = None
-    resume: str | None = None
-
-
-@dataclass
-class Evaluate(Command):
-    """`fsl evaluate`."""
-
-    checkpoint: str = MISSING
-    split: str = MISSING
-    norm: str | None = None
-    trained: Any = MISSING
-
-
-def register() -> None:
-    """Makes the schema known to Hydra, and `${user_cache:}` to OmegaConf."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    store.store(name="evaluate_schema", node=Evaluate)
-    store.store(name="data_schema", node=Data)
-    OmegaConf.register_new_resolver("user_cache", lambda: platformdirs.user_cache_dir("fsl"), replace=True)
 
 
 def check(cfg: DictConfig) -> None:
@@ -159,6 +54,25 @@ def check(cfg: DictConfig) -> None:
             arguments(cfg[key], key)
 
 
+def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config of a command, for Python, and what was chosen of each group; also from within a Hydra program."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("fsl_cli.configs", version_base="1.3"):
+            cfg = compose(command, overrides=["out=unused", *overrides], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
+    with open_dict(cfg):
+        return cfg, dict(cfg.pop("hydra").runtime.choices)
+
+
+def offer(groups: Mapping[str, Any]) -> None:
+    """Makes what a checkpoint was trained with known to Hydra as option `trained` of each group."""
+    for group, node in groups.items():
+        ConfigStore.instance().store(group=group, name="trained", node=node)
+
+
 def run_folder() -> Path:
     """The folder of the running job, as the user would type it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -181,7 +95,7 @@ def arguments(node: Any, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key} = {node!r}, but a group is chosen by its name: {key}=NAME with a file configs/{key}/NAME.yaml.")
     plain: Any = OmegaConf.to_container(node, resolve=True)
-    constructor = _locate(plain.pop("_target_"), key)
+    constructor = locate(plain.pop("_target_"), key)
     parameters = {
         name: parameter for name, parameter in inspect.signature(constructor).parameters.items() if name not in GIVEN[key]
     }
@@ -204,7 +118,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
 
 
-def _locate(target: Any, key: str) -> Callable[..., Any]:
+def locate(target: Any, key: str) -> type:
     """The class called `target`, only if it is defined in a module that configs may name."""
     module, _, name = str(target).rpartition(".")
     refusal = ValueError(

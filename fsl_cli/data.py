@@ -11,10 +11,11 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from fsl_cli.config import build, check, register
+from fsl_cli.config import build, check
 from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
 from fsl_cli.errors import told
+from fsl_cli.schema import register
 from fsl_cli.tracking import picture
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, device, parallel, speed
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.config import build, check, register, run_folder, typed
+from fsl_cli.config import build, check, offer, run_folder, typed
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
 from fsl_cli.errors import told
 from fsl_cli.metrics import Scores, summary
+from fsl_cli.schema import register
 from fsl_cli.scoring import score
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ register()
 def prepare(overrides: list[str]) -> list[str]:
     """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
     path = typed(overrides).get("checkpoint")
-    store = ConfigStore.instance()
     if path is None:
         if not {"--help", "-h", "--hydra-help"} & set(overrides):
             raise ValueError("checkpoint has no value. Name one: fsl evaluate checkpoint=runs/train/.../best.pt.")
@@ -40,9 +40,8 @@ def prepare(overrides: list[str]) -> list[str]:
         content = checkpoint.load(path, "checkpoint")
         config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
         assert isinstance(config, dict)
-    store.store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
-    for group in TRAINED:
-        store.store(group=group, name="trained", node=config[group])
+    ConfigStore.instance().store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
+    offer({group: config[group] for group in TRAINED})
     return overrides
 
 
@@ -71,7 +70,7 @@ def run(cfg: DictConfig) -> float:
             "Choose a data set, or its size option, with the same item shape."
         )
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
-    model = build(cfg.model, "model", item_shape=data.item_shape)
+    model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)
     algo = device.settle(
         build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place, cfg.device.precision.value
     )

@@ -47,6 +47,13 @@ def interval(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values)))
 
 
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval (Wilson 1927) of a share of which `right` of `n` were seen; it stays honest near 0 and 1."""
+    z2 = 1.96**2
+    centre, half = right + z2 / 2, 1.96 * math.sqrt(right * (n - right) / n + z2 / 4)
+    return (centre - half) / (n + z2), (centre + half) / (n + z2)
+
+
 def summary(scores: Scores) -> dict[str, float]:
     """Accuracy with its interval, macro F1 (mean over episodes), negative log-likelihood and calibration error."""
     # torchmetrics takes two seconds to import, as long as all the rest: only a final summary pays for it.

@@ -15,12 +15,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import Precision, build, check, flat, register, run_folder
+from fsl_cli.config import build, check, flat, run_folder
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Store
 from fsl_cli.errors import RunError, told
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
+from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
 from fsl_cli.tracking import Tracker, picture
@@ -120,6 +121,8 @@ def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place, cfg.device.precision.value)
+    if not any(weight.requires_grad for weight in algo.parameters()):
+        raise ValueError("model.frozen = true leaves nothing to train. Set model.frozen=false, or use it as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 

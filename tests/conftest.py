@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from fsl_cli import cli
-from fsl_cli.config import register
+from fsl_cli.schema import register
 
 register()
 torch.set_num_threads(1)  # the tests are small, and pytest-xdist runs one process per core

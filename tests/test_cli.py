@@ -239,7 +239,7 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         ("algos",): "maml",
         ("datasets",): "omniglot",
         ("models",): "conv4",
-        ("train", "--help"): "algo: anil, boil, cnp, finetune, fomaml, knn, logistic, maml, mamlpp, mann, matchingnet,",
+        ("train", "--help"): "algo: anil, boil, centroid, cnp, finetune, fomaml, knn, logistic, maml, mamlpp, mann, matchingnet,",
         ("evaluate", "--help"): "checkpoint",
         ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "train_shot: 10",
         ("--version",): ".",

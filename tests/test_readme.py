@@ -1,5 +1,6 @@
 """What README.md tells a user to type works."""
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import fsl
+from PIL import Image
 from test_cli import SMALL, result
 
 from fsl_cli import algos
+from fsl_cli.datasets.strokes import Strokes
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^fsl .*$", README, flags=re.MULTILINE)]
@@ -42,7 +45,11 @@ def test_every_train_command_composes(words: list[str], monkeypatch: pytest.Monk
 
 
 def test_the_commands_of_the_readme_run_one_after_another(monkeypatch: pytest.MonkeyPatch):
-    local = [words for words in COMMANDS if not re.search("dataset=(?!strokes)", " ".join(words)) and "-m" not in words]
+    local = [
+        words
+        for words in COMMANDS
+        if words[0] in ("train", "evaluate") and not re.search("dataset=(?!strokes)", " ".join(words)) and "-m" not in words
+    ]
     assert fsl(monkeypatch, *local[0], *quick(local[0])) == 0
     (folder,) = Path("runs/train").iterdir()
     ran = 0
@@ -67,6 +74,30 @@ def test_the_data_commands_of_the_readme_run_on_what_needs_no_files(monkeypatch:
         assert fsl(monkeypatch, *["dataset=strokes" if word.startswith("dataset=") else word for word in words]) == 0
 
 
+def test_the_readme_recognises_images(monkeypatch: pytest.MonkeyPatch, cache_dir: str):
+    assert fsl(monkeypatch, "train", "out=trained", *quick(["train"])) == 0
+    items = Strokes(cache_dir, 1, 1, 3, 4).load().items[8:].reshape(3, 4, 28, 28)
+    for name, four in zip("abc", items, strict=True):
+        Path("my_classes", name).mkdir(parents=True)
+        Path("unknown").mkdir(exist_ok=True)
+        for number, item in enumerate(four):
+            Image.fromarray(item).save(f"my_classes/{name}/{number}.png" if number < 2 else f"unknown/{name}{number}.png")
+    Image.fromarray(items[0, 0]).save("photo.jpg")
+    commands = [words for words in COMMANDS if words[0] in ("predict", "adapt", "export")]
+    assert len(commands) >= 6
+    for words in commands:
+        words = [word.replace("runs/train/RUN", "trained") for word in words]
+        loads = [word for word in words if word.startswith(("checkpoint=", "classifier="))]
+        if not loads and importlib.util.find_spec("efficientnet_lite_pytorch") is None:
+            continue
+        if "format=onnx" in words and importlib.util.find_spec("onnxscript") is None:
+            continue
+        assert fsl(monkeypatch, *words) == 0
+    python = re.search(r"```python\n(from fsl_cli import load\n.*?)```", README, flags=re.DOTALL)
+    assert python
+    exec(python[1].replace("runs/train/RUN", "trained"), {})
+
+
 def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
     (words,) = [words for words in COMMANDS if "-m" in words and "hydra/launcher=submitit_slurm" not in words]
     small = [*SMALL, "steps=1", "hydra.sweep.dir=sweep", "task.train_shot=1", "task.train_queries=2", "seed=0"]
@@ -75,7 +106,7 @@ def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    source = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    source = re.search(r"```python\n(# fsl_cli/algos/.*?)```", README, flags=re.DOTALL)
     yaml = re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     assert source and yaml
     (tmp_path / "algos").mkdir()

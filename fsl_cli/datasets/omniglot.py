@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from fsl_cli.datasets.drawings import to_drawing
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -84,6 +85,10 @@ class Omniglot(Dataset):
         items = with_channels(items, self.channels)
         turns: dict[str, tuple[int, ...]] = dict.fromkeys(TURNS[self.rotations], (0, 1, 2, 3))
         return Packed("omniglot", items, names, np.asarray(counts), class_splits(names, self.split), turns)
+
+    @staticmethod
+    def item(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+        return to_drawing(image, shape)
 
     def _read(self) -> Raw:
         items = np.empty((sum(CHARACTERS.values()) * DRAWINGS, 1, self.size, self.size), np.uint8)

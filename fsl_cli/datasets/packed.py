@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from fsl_cli.datasets.augment import Augment
+from fsl_cli.datasets.images import to_item
 
 SPLITS = ("train", "val", "test")
 
@@ -89,6 +91,11 @@ class Dataset(ABC):
     @abstractmethod
     def load(self) -> Packed:
         """Reads, verifies and packs the raw files if that has not been done, and opens the packed form."""
+
+    @staticmethod
+    def item(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+        """A picture of the user's, in mode L or RGB, as an item uint8 `[C, H, W]` like those of this data set."""
+        return to_item(image, shape[-1], shape[0])
 
 
 def digest(*parts: object) -> str:

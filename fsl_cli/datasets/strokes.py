@@ -10,7 +10,9 @@ a run's seed nor the number of classes changes what class c looks like. Classes:
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from fsl_cli.datasets.drawings import to_drawing
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
 
 SEED = 2_015_1211
@@ -76,6 +78,10 @@ class Strokes(Dataset):
         ends = np.cumsum(list(self.classes.values()))
         splits = {split: np.arange(end - self.classes[split], end) for split, end in zip(SPLITS, ends, strict=True)}
         return Packed("strokes", with_channels(items, self.channels), names, np.asarray(counts), splits)
+
+    @staticmethod
+    def item(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+        return to_drawing(image, shape)
 
     def _draw(self) -> Raw:
         items = np.empty((sum(self.classes.values()), self.drawings, 1, self.size, self.size), np.uint8)

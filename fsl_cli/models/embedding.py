@@ -7,6 +7,7 @@ class Embedding(nn.Module):
     """Items `[n, *item]` -> embeddings `[n, out_features]`. `build` passes the constructor `item_shape`."""
 
     out_features: int
+    pretrained: bool = False  # whether it stands with weights that were trained elsewhere
 
     @property
     def out_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,43 @@
+"""`fsl adapt support=FOLDER output=FILE`: learn classes from labelled images once, for `fsl predict classifier=FILE`."""
+
+import logging
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fsl_cli import folders, loading
+from fsl_cli.errors import told
+from fsl_cli.predict import adapted, assess, line
+from fsl_cli.schema import register
+
+log = logging.getLogger(__name__)
+prepare = loading.prepare
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="adapt")
+def main(cfg: DictConfig) -> None:
+    """Runs one adaptation."""
+    told(run, cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """Adapts to the support images, and writes the classifier."""
+    if cfg.output is None:
+        raise ValueError("output has no value. Name the file to be written: output=my_classifier.")
+    output = Path(cfg.output).expanduser()
+    if output.exists():
+        raise ValueError(f"output = {cfg.output} is there already. Choose another name, or remove it.")
+    trained, _ = loading.assemble(cfg, HydraConfig.get().runtime.choices)
+    reader = folders.Reader(trained.item)
+    classifier = adapted(trained, cfg.support, reader)
+    log.info(line(classifier))
+    if cfg.leave_one_out:
+        assess(classifier)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    classifier.save(output)
+    log.info(f"Use it with: fsl predict classifier={output} query=FOLDER")
+    reader.raise_if_skipped(output)

@@ -1,0 +1,32 @@
+"""Nearest class mean by cosine similarity, the centroid method of SimpleShot (Wang et al., 2019).
+
+https://arxiv.org/abs/1911.04623, with its L2 normalisation. The embedding is used as it stands, or trained by episodes.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.heads import centroids, cosine
+from fsl_cli.episodes import Examples
+from fsl_cli.models.embedding import Embedding
+
+
+class Centroid(Algorithm):
+    """Classifies a query by the cosine between its embedding and the mean of each class's normalised embeddings."""
+
+    bulk = True
+    norms = ("running", "transductive", "support")
+
+    def __init__(self, model: Embedding, scale: float) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"algo.scale = {scale}, but it must be positive.")
+        self.model, self.scale = model, scale
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return functional.normalize(self.model(inputs), dim=1)
+
+    def adapt(self, support: Examples) -> Predictor:
+        means = centroids(support)  # [way, features]
+        return lambda queries: cosine(queries, means, self.scale)

@@ -1,0 +1,163 @@
+"""A few-shot algorithm at work on images: `Trained.adapt(images, labels) -> Classifier`, `Classifier(images) -> answers`."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from fsl_cli import checkpoint
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.calibration import Estimate, estimate, held_out, temperature
+from fsl_cli.datasets.images import open_image, plain
+from fsl_cli.episodes import Examples
+
+UNKNOWN = "unknown"
+BATCH = 32  # images embedded at once
+BEST = 5  # classes in a ranking
+CALIBRATION = 50  # images held out to choose the temperature
+
+Picture = Image.Image | np.ndarray | str | Path
+
+
+class Prediction(NamedTuple):
+    """What an image is taken for."""
+
+    label: str  # the most probable class, or `unknown` if it is not probable enough
+    probability: float  # of the most probable class
+    ranking: list[tuple[str, float]]  # the most probable classes, best first, with their probabilities
+
+
+class Trained:
+    """An algorithm with its weights, ready to adapt to classes of images.
+
+    Args:
+        algo: in eval mode, under the norm protocol to be used.
+        make: makes an item uint8 of a picture, given its shape, as the data set of the training did.
+        shape: of an item, `[C, H, W]`.
+        origin: config, choices and data of the checkpoint, as plain values, for the files that are written.
+        way: the number of classes that the algorithm has a head for; None: any.
+    """
+
+    def __init__(
+        self,
+        algo: Algorithm,
+        make: Callable[[Image.Image, tuple[int, ...]], np.ndarray],
+        shape: tuple[int, ...],
+        origin: dict[str, Any],
+        way: int | None = None,
+    ) -> None:
+        self.algo, self.make, self.shape, self.origin, self.way = algo.eval(), make, shape, origin, way
+        self.device = next(algo.parameters()).device
+        self.embeds = algo.bulk and algo.norm == "running"  # the support set is embedded once, each item by itself
+
+    def adapt(self, images: Iterable[Picture], labels: Iterable[object]) -> "Classifier":
+        """Learns classes from `images` (files, Pillow images, uint8 arrays) with one label each, any number of each class."""
+        return self.learn(self.items(images), [str(label) for label in labels])
+
+    def items(self, images: Iterable[Picture]) -> np.ndarray:
+        """Items `[n, C, H, W]` of pictures of any kind."""
+        return np.stack([self.item(image) for image in images])
+
+    def item(self, image: Picture) -> np.ndarray:
+        """The item `[C, H, W]` of a picture of any kind."""
+        if isinstance(image, str | Path):
+            return self.make(open_image(Path(image)), self.shape)
+        return self.make(plain(Image.fromarray(image) if isinstance(image, np.ndarray) else image), self.shape)
+
+    @torch.no_grad()
+    def learn(self, items: np.ndarray, labels: Sequence[str]) -> "Classifier":
+        """Learns classes from items `[n, C, H, W]`."""
+        names = sorted(set(labels))
+        if len(items) != len(labels):
+            raise ValueError(f"There are {len(items)} images, but {len(labels)} labels. Give one label for each image.")
+        if len(names) < 2:
+            raise ValueError(f"The images are of {len(names)} class, expected two or more. Add images of another class.")
+        if self.way not in (None, len(names)):
+            raise ValueError(
+                f"The support images are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head for the "
+                f"task.way = {self.way} that it was trained with. Give {self.way} classes, train with task.way={len(names)}, "
+                "or use an algorithm without a fixed head, such as algo=protonet."
+            )
+        slots = torch.tensor([names.index(label) for label in labels], device=self.device)
+        support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())
+        return Classifier(self, support, names, temperature(*held_out(self.algo, support, self.embeds, CALIBRATION)))
+
+    def embed(self, items: np.ndarray) -> Tensor:
+        """What of items `[n, C, H, W]` does not depend on an episode: embeddings `[n, ...]`, or the items as floats."""
+        parts = [self.inputs(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
+        return torch.cat([self.algo.embed(part) if self.embeds else part for part in parts])
+
+    def inputs(self, items: np.ndarray) -> Tensor:
+        """What a network takes: items as floats in 0 to 1."""
+        return torch.from_numpy(np.ascontiguousarray(items)).to(self.device).float() / 255
+
+
+class Classifier:
+    """An algorithm that has adapted to classes: `classifier(images)` says what each image is.
+
+    Args:
+        trained: what has adapted.
+        support: what it has adapted to: embeddings `[n, features]`, or inputs `[n, C, H, W]` if `trained.embeds` is false.
+        names: of the classes.
+        temperature: divides the logits, so that probabilities are as often right as they say.
+    """
+
+    @torch.no_grad()
+    def __init__(self, trained: Trained, support: Examples, names: list[str], temperature: float) -> None:
+        self.trained, self.support, self.names, self.temperature = trained, support, names, temperature
+        if trained.embeds:
+            predictor = trained.algo.adapt(support)
+            self.predictor = lambda inputs: predictor(trained.algo.embed(inputs))
+        else:
+            self.predictor = trained.algo.fit(support)
+
+    def __call__(self, images: Iterable[Picture], reject_below: float | None = None) -> list[Prediction]:
+        """What each of `images` (files, Pillow images, uint8 arrays) is; `unknown` where no class has this probability."""
+        return self.classify(self.trained.items(images), reject_below)
+
+    @torch.no_grad()
+    def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
+        """What each of items `[n, C, H, W]` is."""
+        answers = []
+        for start in range(0, len(items), BATCH):
+            sure = self.probabilities(self.trained.inputs(items[start : start + BATCH]))  # [n, way]
+            best = sure.topk(min(BEST, len(self.names)))
+            for values, slots in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                ranking = [(self.names[slot], value) for slot, value in zip(slots, values, strict=True)]
+                rejected = reject_below is not None and values[0] < reject_below
+                answers.append(Prediction(UNKNOWN if rejected else ranking[0][0], values[0], ranking))
+        return answers
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Probabilities `[n, way]` of inputs `[n, C, H, W]`."""
+        return functional.softmax(self.predictor(inputs) / self.temperature, dim=-1)
+
+    @torch.no_grad()
+    def leave_one_out(self) -> Estimate:
+        """The accuracy on the support images, each judged by what was learned from all others."""
+        return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds, None))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""
+        inputs = self.support.inputs if self.trained.embeds else (self.support.inputs * 255).round().to(torch.uint8)
+        learned = {
+            "inputs": inputs.cpu(),
+            "slots": self.support.targets.argmax(1).cpu(),
+            "names": self.names,
+            "temperature": self.temperature,
+            "norm": self.trained.algo.norm,
+        }
+        checkpoint.save(Path(path), {**self.trained.origin, "algo": self.trained.algo.state_dict(), "classifier": learned})
+
+
+def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
+    """The classifier whose `save` wrote `learned`."""
+    inputs, names = learned["inputs"].to(trained.device), learned["names"]
+    targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
+    inputs = inputs if trained.embeds else inputs.float() / 255
+    return Classifier(trained, Examples(inputs, targets), names, learned["temperature"])

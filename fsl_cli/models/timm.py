@@ -1,0 +1,87 @@
+"""Any image network of the package timm (https://github.com/huggingface/pytorch-image-models) as an embedding."""
+
+import pickle
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.photographs import check_images, freeze, in_colour, thaw
+
+
+class Timm(Embedding):
+    """Images `[n, 1 or 3, H, W]` -> the pooled features of the network, after the normalisation that it was trained with.
+
+    Args:
+        item_shape: of the images.
+        name: as timm calls it.
+        weights: `hub` (timm downloads them once), a local file in timm's naming, or null for random ones.
+        frozen: its weights and normalisation stay as they are; else both are trained, from there.
+        size: what images are resized to, in pixels; null: they are taken as they come.
+        blank: no weights are needed, since those of a checkpoint follow.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        item_shape: tuple[int, ...],
+        name: str,
+        weights: str | None = "hub",
+        frozen: bool = True,
+        size: int | None = 224,
+        blank: bool = False,
+    ) -> None:
+        super().__init__()
+        check_images("timm", item_shape)
+        try:
+            timm = import_module("timm")
+        except ImportError as error:
+            raise ValueError("model = timm needs a package that is not installed: pip install timm.") from error
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name}*")[:5] or timm.list_models(f"{name[:4]}*")[:5]
+            raise ValueError(f"model.name = {name!r}, but timm has no such network. Near it: {', '.join(close) or 'none'}.")
+        hub = weights == "hub" and not blank
+        try:
+            network = timm.create_model(name, pretrained=hub, num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"model.weights = hub: timm cannot get the weights of {name} ({str(error).splitlines()[0]}). "
+                "Name a file that holds them: model.weights=PATH."
+            ) from error
+        if weights not in (None, "hub") and not blank:
+            _load(network, Path(weights))
+        (freeze if frozen else thaw)(network)
+        config: dict[str, Any] = timm.data.resolve_model_data_config(network)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+        self.network, self.size = network, size
+        self.pretrained = weights is not None
+        with torch.no_grad():
+            self.out_features = self(torch.zeros(1, *item_shape)).shape[1]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network((in_colour(inputs, self.size) - self.mean) / self.std)
+
+
+def _load(network: torch.nn.Module, path: Path) -> None:
+    """Puts the weights of a local file into a network; those of a classifier at its end are left out."""
+    if not path.is_file():
+        raise ValueError(f"model.weights = {path}: there is no such file. Name one, or hub.")
+    safe = import_module("safetensors.torch")
+    try:
+        if path.suffix == ".safetensors":
+            saved: dict[str, Any] = safe.load_file(path)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, import_module("safetensors").SafetensorError) as error:
+        raise ValueError(f"model.weights = {path} holds no weights that can be read. Save a state_dict alone.") from error
+    saved = next((saved[key] for key in ("state_dict", "model") if key in saved), saved)
+    missing = sorted(set(network.state_dict()) - set(saved))
+    if missing:
+        raise ValueError(f"model.weights = {path} lacks {len(missing)} weights of the network (first: {missing[0]}).")
+    network.load_state_dict(saved, strict=False)

@@ -1,0 +1,163 @@
+"""The typed schema of the commands: a misspelt key or a wrong type is refused before anything is built."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import platformdirs
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+
+@dataclass
+class Task:
+    """The shape of an episode, and of a meta-batch, at evaluation and (train_) in training."""
+
+    way: int = MISSING
+    shot: int = MISSING
+    queries: int = MISSING
+    train_way: Any = MISSING  # a number, or a range of two
+    train_shot: Any = MISSING
+    train_queries: int = MISSING
+    tasks: int = MISSING
+
+
+class Precision(Enum):
+    """Of the arithmetic in the embedding; everything else is float32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+@dataclass
+class Device:
+    """Where and how a run computes."""
+
+    name: str = MISSING
+    threads: Any = None  # a number, auto, or null
+    task_chunk: Any = None  # a number, auto, or null
+    channels_last: Any = False  # true, false or auto
+    precision: Precision = Precision.auto
+    compile: bool = False
+    graph: bool = False
+    memory: float | None = None
+    processes: int | None = None
+
+
+@dataclass
+class Command:
+    """What all commands that compute share."""
+
+    model: Any = MISSING
+    device: Device = MISSING
+    algo: Any = MISSING
+    out: str = MISSING
+
+
+@dataclass
+class Episodic(Command):
+    """What commands share that draw episodes from a data set."""
+
+    dataset: Any = MISSING
+    task: Task = MISSING
+    seed: int = MISSING
+    episodes: int = MISSING
+    data_dir: str = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
+class Train(Episodic):
+    """`fsl train`."""
+
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    steps: int = MISSING
+    eval_every: int = MISSING
+    val_episodes: int = MISSING
+    checkpoint_every: int = MISSING
+    log_every: int = MISSING
+    clip_norm: float | None = None
+    early_stop: int | None = None
+    pretrain: str | None = None
+    resume: str | None = None
+
+
+@dataclass
+class Evaluate(Episodic):
+    """`fsl evaluate`."""
+
+    checkpoint: str = MISSING
+    split: str = MISSING
+    norm: str | None = None
+    trained: Any = MISSING
+
+
+@dataclass
+class Adapt(Command):
+    """`fsl adapt`."""
+
+    task: Any = None
+    checkpoint: str | None = None
+    support: str | None = None
+    output: str | None = None
+    size: int | None = None
+    norm: str | None = None
+    leave_one_out: bool = False
+
+
+@dataclass
+class Predict(Command):
+    """`fsl predict`."""
+
+    task: Any = None
+    checkpoint: str | None = None
+    classifier: str | None = None
+    support: str | None = None
+    query: str | None = None
+    size: int | None = None
+    norm: str | None = None
+    reject_below: float | None = None
+    leave_one_out: bool = False
+
+
+@dataclass
+class Data:
+    """`fsl data`."""
+
+    action: str = MISSING
+    dataset: Any = MISSING
+    task: Task = MISSING
+    split: str = MISSING
+    episode: int = MISSING
+    seed: int = MISSING
+    data_dir: str = MISSING
+    cache_dir: str = MISSING
+    out: str = MISSING
+
+
+class Format(Enum):
+    """Of an exported file."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
+@dataclass
+class Export:
+    """`fsl export`."""
+
+    classifier: str | None = None
+    format: Format = Format.torch
+    output: str | None = None
+    out: str = MISSING
+
+
+def register() -> None:
+    """Makes the schema known to Hydra, and `${user_cache:}` to OmegaConf."""
+    store = ConfigStore.instance()
+    for command in (Train, Evaluate, Adapt, Predict, Export, Data):
+        store.store(name=f"{command.__name__.lower()}_schema", node=command)
+    OmegaConf.register_new_resolver("user_cache", lambda: platformdirs.user_cache_dir("fsl"), replace=True)

