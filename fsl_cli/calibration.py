@@ -27,13 +27,16 @@ class Estimate(NamedTuple):
     images: int
 
 
-def held_out(algo: Algorithm, support: Examples, embedded: bool, limit: int | None) -> tuple[Tensor, Tensor]:
+def held_out(
+    algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits `[folds, way]` of support items, each left out in turn while the others are adapted to, and their slots.
 
-    Items that are alone in their class cannot be left out. `limit`: at most so many, drawn evenly; None: all.
+    Only items of classes with `least` items or more are left out: one that is alone cannot be. `limit`: at most so many,
+    drawn evenly; None: all.
     """
     slots = support.targets.argmax(1)
-    rows = torch.nonzero(support.targets.sum(0)[slots] > 1).flatten().cpu().numpy()
+    rows = torch.nonzero(support.targets.sum(0)[slots] >= least).flatten().cpu().numpy()
     if limit is not None and len(rows) > limit:
         rows = np.sort(np.random.default_rng(DRAW_SEED).permutation(rows)[:limit])
     left = torch.as_tensor(rows, device=slots.device)

@@ -20,6 +20,7 @@ UNKNOWN = "unknown"
 BATCH = 32  # images embedded at once
 BEST = 5  # classes in a ranking
 CALIBRATION = 50  # images held out to choose the temperature
+ENOUGH = 3  # images that their classes must have: of two, one left out would say too little of both
 
 Picture = Image.Image | np.ndarray | str | Path
 
@@ -85,7 +86,8 @@ class Trained:
             )
         slots = torch.tensor([names.index(label) for label in labels], device=self.device)
         support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())
-        return Classifier(self, support, names, temperature(*held_out(self.algo, support, self.embeds, CALIBRATION)))
+        sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))
+        return Classifier(self, support, names, sure)
 
     def embed(self, items: np.ndarray) -> Tensor:
         """What of items `[n, C, H, W]` does not depend on an episode: embeddings `[n, ...]`, or the items as floats."""
@@ -140,7 +142,7 @@ class Classifier:
     @torch.no_grad()
     def leave_one_out(self) -> Estimate:
         """The accuracy on the support images, each judged by what was learned from all others."""
-        return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds, None))
+        return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds))
 
     def save(self, path: str | Path) -> None:
         """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""
