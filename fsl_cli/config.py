@@ -22,7 +22,7 @@ GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
     "model": ("item_shape",),
-    "algo": ("model", "classes"),
+    "algo": ("model", "classes", "regression"),
     "optimizer": ("params",),
     "schedule": ("optimizer",),
     "dataset": (),

@@ -44,6 +44,13 @@ class Indices(NamedTuple):
     turns: np.ndarray
 
 
+class Points(NamedTuple):
+    """Where functions are looked at, and their values there, same shape: `[tasks, 1, each]`."""
+
+    items: np.ndarray
+    values: np.ndarray
+
+
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:
     """The generator of one step of one stream."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, step))))
@@ -162,8 +169,14 @@ class Store:
         items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
         return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
 
-    def episodes(self, indices: Indices, shot: int) -> Episode:
+    @property
+    def near(self) -> bool:
+        """Whether batches are at hand at once, and need not be fetched ahead."""
+        return self.resident is not None
+
+    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
         """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        assert isinstance(indices, Indices), "a store holds items"
         inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
         return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
 

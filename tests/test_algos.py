@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (FOLDER / "model").glob("*.yaml"))
 SHAPE = (1, 16, 16)
-SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"]}
+SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
 QUICK = {"finetune": ["algo.head_epochs=3"], "reptile": ["algo.eval_inner_steps=4"]}
 SLOW = {"cnp": (150, 0.003), "mann": (400, 0.01)}  # outer steps and learning rate of what learns slowly
 CLASSES = 12

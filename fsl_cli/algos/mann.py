@@ -80,10 +80,9 @@ class MANN(Algorithm):
         controller = self.gate.in_features
         zeros = like.new_zeros
         cells = zeros(self.places, self.width) + 1e-6  # a cosine of nothing has no gradient
-        return Memory(
-            cells, torch.linspace(0, 1e-3, self.places, dtype=like.dtype, device=like.device), zeros(self.heads, self.places), zeros(controller), zeros(controller),
-            zeros(self.heads * self.width)
-        )  # fmt: skip
+        order = torch.linspace(0, 1e-3, self.places, dtype=like.dtype, device=like.device)  # of places never used
+        read, values = zeros(self.heads, self.places), zeros(self.heads * self.width)
+        return Memory(cells, order, read, zeros(controller), zeros(controller), values)
 
     def step(self, memory: Memory, item: Tensor, label: Tensor) -> tuple[Memory, Tensor]:
         """Sees an embedding `[features]` with the label `[way]` of the item before; the new state and logits `[way]`."""

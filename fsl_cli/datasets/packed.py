@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fsl_cli.datasets.drawn import Drawn
+
 SPLITS = ("train", "val", "test")
 
 
@@ -73,11 +75,11 @@ class Packed:
 
 
 class Dataset(ABC):
-    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the packed data set from `load`."""
+    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the data set from `load`."""
 
     @abstractmethod
-    def load(self) -> Packed:
-        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form."""
+    def load(self) -> Packed | Drawn:
+        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form; or says how to draw."""
 
 
 def digest(*parts: object) -> str:
