@@ -277,7 +277,7 @@ def test_a_stopped_regression_resumes_bit_identical_and_sweeps_run(monkeypatch: 
         assert value.equal(resumed["algo"][name]), name
     assert metrics("stopped", "train") == metrics("whole", "train")
     assert result("stopped")["adaptation_curve"] == result("whole")["adaptation_curve"]
-    assert fsl(monkeypatch, *words, "-m", "seed=0,1", "hydra.sweep.dir=sweep") == 0
+    assert fsl(monkeypatch, "train", "-m", *words[1:], "seed=0,1", "hydra.sweep.dir=sweep") == 0
     assert result("sweep/0")["mse"] == result("whole")["mse"] != result("sweep/1")["mse"]
 
 
