@@ -45,7 +45,7 @@ class Algorithm(nn.Module, ABC):
         self.norm = self.norms[0]
         self.regression = regression
         if regression:
-            self.score_chunk = None
+            self.score_chunk = 250  # the networks are so small that only the number of maps counts
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:
