@@ -86,8 +86,12 @@ def score_values(outputs: Tensor, targets: Tensor) -> Errors:
 
 def concatenate(parts: list[Scores] | list[Errors]) -> Scores | Errors:
     """The scores of several parts of an episode list as one."""
-    columns = zip(*parts, strict=True)
-    return type(parts[0])(*(torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns))
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, column in parts[0]._asdict().items()
+        if isinstance(column, Tensor)
+    }
+    return parts[0]._replace(**joined)
 
 
 def interval(values: Tensor) -> tuple[float, float]:

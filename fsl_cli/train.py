@@ -111,7 +111,7 @@ def run(cfg: DictConfig) -> float:
 
 def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device) -> Run:
     """Builds model, algorithm, optimizer and schedule with the initial weights of `seed`."""
-    if isinstance(data, Drawn) and not arguments(cfg.algo, "algo")[0].regresses:
+    if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
         name = HydraConfig.get().runtime.choices["algo"]
         raise ValueError(
             f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml or cnp."

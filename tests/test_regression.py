@@ -23,7 +23,8 @@ from fsl_cli.functions import FunctionSampler, FunctionStore
 from fsl_cli.metrics import ACCURACY, MSE, concatenate, score_values, summary
 from fsl_cli.tracking import sketch
 
-REGRESS = [algo for algo in ALGOS if arguments(composed(f"algo={algo}").algo, "algo")[0].regresses and algo != "protomaml"]
+CLASSES = {algo: arguments(composed(f"algo={algo}").algo, "algo")[0] for algo in ALGOS}
+REGRESS = [algo for algo, made in CLASSES.items() if getattr(made, "regresses", False) and algo != "protomaml"]
 SMALL = ["steps=6", "eval_every=2", "checkpoint_every=3", "log_every=2", "episodes=20", "val_episodes=10", "device=cpu",
          "task.tasks=3", "task.queries=20"]  # fmt: skip
 
@@ -143,9 +144,9 @@ def test_the_error_of_maml_after_each_step_equals_plain_gradient_descent():
     with torch.no_grad():
         found = score_values(built.curves(batch), batch.query.targets).squared
     for number in range(3):
-        first, _, second, _ = built.model.get_submodule("layers")[1:]
-        assert built.head is not None
-        weights = [w.detach().clone() for layer in (first, second, built.head) for w in (layer.weight, layer.bias)]
+        layers = [module for module in built.modules() if isinstance(module, torch.nn.Linear)]
+        weights = [w.detach().clone() for layer in layers for w in layer.parameters()]
+        assert [list(w.shape) for w in weights] == [[40, 1], [40], [40, 40], [40], [1, 40], [1]]
 
         def network(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
             for place in (0, 2):

@@ -128,4 +128,5 @@ def statistics(
         yield
     finally:
         for layer, *state in before:
-            layer.groups, layer.rows, layer.track, layer.shared, layer.alone = state
+            for name, value in zip(("groups", "rows", "track", "shared", "alone"), state, strict=True):
+                setattr(layer, name, value)
