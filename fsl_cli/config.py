@@ -21,7 +21,7 @@ GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
     "model": ("item_shape", "blank"),  # blank: no weights are needed, those of a checkpoint follow
-    "algo": ("model", "classes"),
+    "algo": ("model", "classes", "regression"),
     "optimizer": ("params",),
     "schedule": ("optimizer",),
     "dataset": (),

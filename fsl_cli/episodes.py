@@ -50,6 +50,17 @@ class Indices(NamedTuple):
         return Indices(self.items[cut], self.turns[cut], None if self.draws is None else self.draws[cut])
 
 
+class Points(NamedTuple):
+    """Where functions are looked at, and their values there, same shape: `[tasks, 1, each]`."""
+
+    items: np.ndarray
+    values: np.ndarray
+
+    def rows(self, cut: slice) -> "Points":
+        """Some of the tasks."""
+        return Points(self.items[cut], self.values[cut])
+
+
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:
     """The generator of one step of one stream."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, step))))
@@ -165,9 +176,9 @@ class Store:
         turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
-    def vary(self, indices: Indices, seed: int, step: int) -> Indices:
+    def vary(self, indices: Indices | Points, seed: int, step: int) -> Indices | Points:
         """The same items, with the random numbers that training step `step` augments them by, if it does."""
-        if not self.augment:
+        if isinstance(indices, Points) or not self.augment:
             return indices
         draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
         return indices._replace(draws=draws)
@@ -191,8 +202,14 @@ class Store:
         items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
         return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
 
-    def episodes(self, indices: Indices, shot: int) -> Episode:
+    @property
+    def near(self) -> bool:
+        """Whether batches are at hand at once, and need not be fetched ahead."""
+        return self.resident is not None
+
+    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
         """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        assert isinstance(indices, Indices), "a store holds items"
         inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
         return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
 

@@ -1,4 +1,4 @@
-"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score a fixed list of episodes, report accuracy with its interval."""
+"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score fixed episodes, report accuracy or error with its interval."""
 
 import csv
 import json
@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from fsl_cli import checkpoint, device, parallel, speed
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import build, check, offer, run_folder, typed
+from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
+from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
-from fsl_cli.metrics import Scores, summary
+from fsl_cli.functions import Sampler, open_sampler, open_store
+from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, summary
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
 
@@ -42,12 +44,15 @@ def prepare(overrides: list[str]) -> list[str]:
         assert isinstance(config, dict)
     ConfigStore.instance().store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
     offer({group: config[group] for group in TRAINED})
-    return overrides
+    words = typed(overrides)
+    # A data set may choose a model and a task; here those of the training stay unless others are typed.
+    stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
+    return [*stay, *overrides]
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="evaluate")
 def main(cfg: DictConfig) -> float:
-    """Runs one evaluation; returns its accuracy."""
+    """Runs one evaluation; returns its accuracy, or mean squared error."""
     return told(run, cfg)
 
 
@@ -71,15 +76,14 @@ def run(cfg: DictConfig) -> float:
         )
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)
-    algo = device.settle(
-        build(cfg.algo, "algo", model=model, classes=content["data"]["classes"]), place, cfg.device.precision.value
-    )
+    given = {"model": model, "classes": content["data"]["classes"], "regression": isinstance(data, Drawn)}
+    algo = device.settle(build(cfg.algo, "algo", **given), place, cfg.device.precision.value)
     checkpoint.load_weights(algo, content, "checkpoint")
     trained = content["fastest"]
     speed.use(algo, {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained})
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
-    store = Store(data.items, place, device.data_budget(place, cfg.device.memory))
+    store = open_store(data, place, device.data_budget(place, cfg.device.memory))
     scores = score(algo, store, sampler, cfg.episodes)
     chosen = HydraConfig.get().runtime.choices
     names = {group: content["choices"][group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
@@ -97,7 +101,7 @@ def run(cfg: DictConfig) -> float:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         write(folder, result, scores)
     log.info(line(result))
-    return result["accuracy"]
+    return result[algo.measure.name]
 
 
 def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
@@ -107,13 +111,15 @@ def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) ->
             dataset[option] = value
 
 
-def evaluation_sampler(cfg: DictConfig, data: Packed, split: str, seed: int) -> EpisodeSampler:
+def evaluation_sampler(cfg: DictConfig, data: Packed | Drawn, split: str, seed: int) -> Sampler:
     """The fixed episodes of a split."""
-    task = cfg.task
-    return EpisodeSampler(data.classes(split), task.way, task.shot, task.queries, 1, seed, EVALUATION[split])
+    if split not in EVALUATION:
+        raise ValueError(f"split = {split!r}, but {data.name} has {', '.join(EVALUATION)}. Choose one of them.")
+    shape = (cfg.task.way, cfg.task.shot, cfg.task.queries, 1)
+    return open_sampler(data, split, shape, seed, EVALUATION[split])
 
 
-def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: EpisodeSampler, split: str) -> dict[str, Any]:
+def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: Sampler, split: str) -> dict[str, Any]:
     """Everything that an accuracy must be read with."""
     options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
     return {
@@ -122,7 +128,7 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: E
         "shot": sampler.shot,
         "queries": sampler.queries,
         "split": split,
-        "classes": len(sampler.classes),
+        "classes": len(sampler.classes) or None,
         "norm": algo.norm,
         "inner_steps": getattr(algo, "eval_inner_steps", None),
         "episode_seed": sampler.seed,
@@ -133,18 +139,31 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: E
 
 def line(result: dict[str, Any]) -> str:
     """One line for an evaluation, with its whole protocol."""
+    where = f"{result['algo']} on {result['dataset']} {result['split']}"
+    listed = f"{result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries"
+    trained = f"trained with seed {result['train_seed']} for {result['step']} steps"
+    if "mse" in result:
+        return f"{where}, {result['shot']}-shot: mse {_errors(result)} ({listed}, {trained})"
     return (
-        f"{result['algo']} on {result['dataset']} {result['split']} ({result['classes']} classes), "
-        f"{result['way']}-way {result['shot']}-shot: {100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % "
-        f"({result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries a class, "
-        f"norm {result['norm']}, trained with seed {result['train_seed']} for {result['step']} steps)"
+        f"{where} ({result['classes']} classes), {result['way']}-way {result['shot']}-shot: "
+        f"{ACCURACY.text(result['accuracy'], result['ci95'])} ({listed} a class, norm {result['norm']}, {trained})"
     )
 
 
-def write(folder: Path, result: dict[str, Any], scores: Scores) -> None:
-    """Writes result.json and the accuracy of every episode."""
+def _errors(result: dict[str, Any]) -> str:
+    """The error, for algorithms with inner steps after some of them."""
+    if "adaptation_ci95" not in result:
+        return MSE.text(result["mse"], result["ci95"])
+    pairs = list(zip(result["adaptation_curve"], result["adaptation_ci95"], strict=True))
+    told = sorted(step for step in {0, 1, 5, 10, len(pairs) - 1} if step < len(pairs))
+    return ", ".join(f"{MSE.text(*pairs[step])} after {step}" for step in told) + " inner steps"
+
+
+def write(folder: Path, result: dict[str, Any], scores: Scores | Errors) -> None:
+    """Writes result.json and what every episode came to."""
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     with (folder / "episodes.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["episode", "accuracy", "nll"])
-        table.writerows(zip(range(len(scores.truth)), scores.accuracy.tolist(), scores.nll.mean(1).tolist(), strict=True))
+        table.writerow(["episode", *scores.columns])
+        columns = [column.tolist() for column in scores.columns.values()]
+        table.writerows(zip(range(len(scores.measured)), *columns, strict=True))

@@ -1,13 +1,33 @@
-"""What a list of scored episodes comes to: mean and interval, F1, likelihood, calibration."""
+"""What a list of scored episodes comes to: mean and interval, F1, likelihood, calibration; in regression the squared error."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 BINS = 15  # of the calibration error
+
+
+class Measure(NamedTuple):
+    """What episodes are judged by."""
+
+    name: str
+    higher: bool  # whether higher is better
+    percent: bool  # whether it is printed in percent
+
+    def better(self, value: float, best: float) -> bool:
+        """Whether `value` is better than the best so far, which is NaN at first."""
+        return math.isnan(best) or (value > best if self.higher else value < best)
+
+    def text(self, *numbers: float) -> str:
+        """A number, or a mean and the half width of its interval, as they are printed."""
+        return " ± ".join(f"{100 * n:.2f}" if self.percent else f"{n:.4f}" for n in numbers) + (" %" if self.percent else "")
+
+
+ACCURACY = Measure("accuracy", higher=True, percent=True)
+MSE = Measure("mse", higher=False, percent=False)
 
 
 class Scores(NamedTuple):
@@ -24,6 +44,32 @@ class Scores(NamedTuple):
         """Accuracy of each episode, `[episodes]`, double precision."""
         return (self.truth == self.predicted).double().mean(1)
 
+    @property
+    def measured(self) -> Tensor:
+        """What each episode is judged by, `[episodes]`."""
+        return self.accuracy
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What episodes.csv holds of each episode."""
+        return {"accuracy": self.accuracy, "nll": self.nll.mean(1)}
+
+
+class Errors(NamedTuple):
+    """Scored episodes of regression: the mean squared error before and after each inner step."""
+
+    squared: Tensor  # [episodes, steps + 1], double precision
+
+    @property
+    def measured(self) -> Tensor:
+        """What each episode is judged by, the error after the last step, `[episodes]`."""
+        return self.squared[:, -1]
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What episodes.csv holds of each episode."""
+        return {"mse": self.measured} | {f"mse_{step}": column for step, column in enumerate(self.squared.unbind(1))}
+
 
 def score_logits(logits: Tensor, targets: Tensor) -> Scores:
     """Scores of logits `[tasks, q, way]` against one-hot targets of the same shape."""
@@ -33,10 +79,19 @@ def score_logits(logits: Tensor, targets: Tensor) -> Scores:
     return Scores(targets.argmax(-1).cpu(), predicted.cpu(), confidence.cpu(), nll.cpu(), logits.shape[-1])
 
 
-def concatenate(parts: list[Scores]) -> Scores:
+def score_values(outputs: Tensor, targets: Tensor) -> Errors:
+    """Errors of values `[tasks, steps + 1, q, *out]`, before and after each inner step, against `[tasks, q, *out]`."""
+    return Errors((outputs - targets.unsqueeze(1)).double().square().flatten(2).mean(2).cpu())
+
+
+def concatenate(parts: list[Scores] | list[Errors]) -> Scores | Errors:
     """The scores of several parts of an episode list as one."""
-    columns = zip(*(part[:-1] for part in parts), strict=True)
-    return Scores(*(torch.cat(column) for column in columns), way=parts[0].way)
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, column in parts[0]._asdict().items()
+        if isinstance(column, Tensor)
+    }
+    return parts[0]._replace(**joined)
 
 
 def interval(values: Tensor) -> tuple[float, float]:
@@ -54,8 +109,15 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return (centre - half) / (n + z2), (centre + half) / (n + z2)
 
 
-def summary(scores: Scores) -> dict[str, float]:
-    """Accuracy with its interval, macro F1 (mean over episodes), negative log-likelihood and calibration error."""
+def summary(scores: Scores | Errors) -> dict[str, Any]:
+    """Accuracy with its interval, macro F1 (mean over episodes), negative log-likelihood and calibration error.
+
+    In regression the mean squared error with its interval, and the same before and after each inner step.
+    """
+    if isinstance(scores, Errors):
+        steps = [interval(column) for column in scores.squared.unbind(1)]
+        curves = {"adaptation_curve": [mean for mean, _ in steps], "adaptation_ci95": [ci95 for _, ci95 in steps]}
+        return {"mse": steps[-1][0], "ci95": steps[-1][1], **(curves if len(steps) > 1 else {})}
     # torchmetrics takes two seconds to import, as long as all the rest: only a final summary pays for it.
     from torchmetrics.functional.classification import binary_calibration_error, multiclass_f1_score
 

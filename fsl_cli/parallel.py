@@ -17,7 +17,7 @@ from torch import distributed
 
 from fsl_cli.algos.base import Algorithm, Outcome
 from fsl_cli.config import typed
-from fsl_cli.episodes import Indices
+from fsl_cli.episodes import Indices, Points
 from fsl_cli.errors import RunError
 
 TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
@@ -103,7 +103,7 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
     return 0
 
 
-def slice_episodes(indices: Indices) -> Indices:
+def slice_episodes(indices: Indices | Points) -> Indices | Points:
     """This process's tasks of a meta-batch."""
     tasks = len(indices.items)
     if tasks < world():
@@ -134,10 +134,10 @@ def average(algo: Algorithm, outcome: Outcome, share: float) -> Outcome:
     flat = torch.cat([t.flatten() for t in (*tensors, *outcome)]) * share
     with _peers():
         distributed.all_reduce(flat)
-    *parts, loss, accuracy = flat.split([t.numel() for t in (*tensors, *outcome)])
+    *parts, loss, measure = flat.split([t.numel() for t in (*tensors, *outcome)])
     for tensor, mean in zip(tensors, parts, strict=True):
         tensor.copy_(mean.view_as(tensor))
-    return Outcome(loss.squeeze(), accuracy.squeeze())
+    return Outcome(loss.squeeze(), measure.squeeze())
 
 
 def gather(mine: Any) -> list[Any]:

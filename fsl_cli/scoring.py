@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, chunks
-from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, Store, label
-from fsl_cli.metrics import Scores, concatenate, score_logits
+from fsl_cli.episodes import Episode, Examples, Indices, Store, label
+from fsl_cli.functions import AnyStore, Sampler
+from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 
 CACHED_CHUNK = 250  # episodes scored at once from cached embeddings
 EMBED_BATCH = 1000  # items embedded at once for the cache
@@ -18,20 +19,23 @@ CURVE_EPISODES = 48
 
 
 @torch.no_grad()
-def score(algo: Algorithm, store: Store, sampler: EpisodeSampler, episodes: int) -> Scores:
+def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> Scores | Errors:
     """Scores the first `episodes` episodes of a fixed list, under the algorithm's norm protocol."""
     training = algo.training
     algo.eval()
     mine = parallel.part(episodes)
     indices = sampler.fixed(mine.start, mine.stop)
-    if algo.bulk and algo.norm == "running":
+    if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
         parts = _score_cached(algo, store, indices, sampler.shot)
     else:
         size = algo.score_chunk or CACHED_CHUNK
         parts = []
         for start in range(0, len(indices.items), size):
             batch = store.episodes(indices.rows(slice(start, start + size)), sampler.shot)
-            parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+            if algo.regression:
+                parts.append(score_values(algo.curves(batch), batch.query.targets))
+            else:
+                parts.append(score_logits(algo.predictions(batch), batch.query.targets))
     algo.train(training)
     return concatenate([scores for scores in parallel.gather(concatenate(parts) if parts else None) if scores])
 
@@ -54,7 +58,7 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
 
 
 @torch.no_grad()
-def adaptation_curve(algo: Algorithm, store: Store, sampler: EpisodeSampler) -> list[float]:
+def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler) -> list[float]:
     """Query accuracy before and after each inner step, over a few episodes; empty for bulk algorithms, which have none."""
     if algo.bulk:
         return []

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 Choice = dict[str, Any]  # threads and task_chunk, where None means all, and channels_last
 
-SCORED = 8  # tasks mapped at once in scoring, at most
+SCORED, SCORED_VALUES = 8, 250  # tasks mapped at once in scoring, at most; networks of regression are small
 WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
 
 
@@ -95,7 +95,7 @@ class Capture:
 def use(algo: Algorithm, choice: Choice) -> None:
     """Lets training steps, and for what it says of them evaluations, be computed in one way."""
     algo.task_chunk = choice["task_chunk"]
-    algo.score_chunk = min(SCORED, choice["task_chunk"] or SCORED)
+    algo.score_chunk = SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED)
     torch.set_num_threads(choice["threads"] or torch.get_num_threads())
     algo.to(memory_format=torch.channels_last if choice["channels_last"] else torch.contiguous_format)
 

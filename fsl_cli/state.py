@@ -1,5 +1,6 @@
 """What changes in the course of a training run, and goes into its checkpoints."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,12 @@ class Run:
     optimizer: Optimizer
     schedule: LRScheduler
     step: int = 0
-    best: float = -1.0  # validation accuracy
+    best: float = math.nan  # validation accuracy, or mean squared error; NaN before the first validation
     best_step: int = 0
     misses: int = 0  # validations since then
     seconds: float = 0.0  # in training steps, over all processes of the run
     wall: float = 0.0  # seconds in all
-    window: list[list[Tensor]] = field(default_factory=list)  # loss, accuracy, gradient norm of the steps since the last log
+    window: list[list[Tensor]] = field(default_factory=list)  # loss, measure, gradient norm of the steps since the last log
 
     def done(self, steps: int, early_stop: int | None) -> bool:
         """Whether the run has come to its end."""

@@ -10,13 +10,20 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode
+from fsl_cli.functions import AnyStore, Sampler
+
+SKETCH = (480, 320)  # pixels
+TRUTH, BEFORE, AFTER = (150, 150, 150), (120, 160, 240), (210, 40, 40)
 
 
 class Tracker:
@@ -57,10 +64,10 @@ class Tracker:
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
-    def curve(self, accuracies: list[float]) -> None:
-        """Keeps the query accuracy before and after each inner step; the horizontal axis is the inner step."""
-        for inner_step, accuracy in enumerate(accuracies):
-            self.board.add_scalar("adaptation/accuracy", accuracy, inner_step)
+    def curve(self, name: str, values: list[float]) -> None:
+        """Keeps what queries are judged by before and after each inner step; the horizontal axis is the inner step."""
+        for inner_step, value in enumerate(values):
+            self.board.add_scalar(f"adaptation/{name}", value, inner_step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         """Keeps an image `[3, H, W]` in [0, 1]."""
@@ -89,6 +96,14 @@ def _step(line: str) -> int:
         return sys.maxsize
 
 
+@torch.no_grad()
+def first_episode(algo: Algorithm, store: AnyStore, sampler: Sampler) -> Tensor:
+    """A picture of the first evaluation episode and what the algorithm says to it."""
+    episode = store.episodes(sampler.fixed(0, 1), sampler.shot)
+    algo.eval()
+    return sketch(episode, algo.curves(episode)) if algo.regression else picture(episode, algo.predictions(episode))
+
+
 def picture(episode: Episode, logits: Tensor) -> Tensor:
     """One task as an image `[3, H, W]`: a row per class, support framed grey, queries green if right and red if wrong.
 
@@ -110,3 +125,31 @@ def _framed(images: Tensor, colours: Tensor, width: int = 2) -> Tensor:
     tiles = colours[:, :, None, None].expand(-1, -1, height, breadth).clone()
     tiles[:, :, width:-width, width:-width] = rgb
     return tiles
+
+
+def sketch(episode: Episode, outputs: Tensor) -> Tensor:
+    """One regression task as an image `[3, H, W]`: the true curve grey, support points black, the first prediction (before
+    the inner steps) blue, the last one red.
+
+    Takes a meta-batch of one task of inputs `[1, n, 1]`, and the values `[1, steps + 1, q, 1]` predicted at its queries.
+    """
+    x, order = episode.query.inputs[0, :, 0].cpu().sort()
+    truth = episode.query.targets[0].cpu()[order, 0]
+    predictions = outputs[0, :, :, 0].cpu()[:, order]
+    curves = [(truth, TRUTH), *([(predictions[0], BEFORE)] if len(predictions) > 1 else []), (predictions[-1], AFTER)]
+    width, height = SKETCH
+    top = 1.5 * float(truth.abs().max()) + 0.1  # of the picture; predictions beyond it run along its edge
+    left, right = float(x[0]), float(x[-1])
+
+    def place(across: Tensor, up: Tensor) -> list[tuple[float, float]]:
+        columns = (across - left) / max(right - left, 1e-6) * (width - 1)
+        rows = (1 - up.nan_to_num().clamp(-top, top) / top) / 2 * (height - 1)
+        return list(zip(columns.tolist(), rows.tolist(), strict=True))
+
+    image = Image.new("RGB", SKETCH, "white")
+    pen = ImageDraw.Draw(image)
+    for values, colour in curves:
+        pen.line(place(x, values), fill=colour, width=3)
+    for across, up in place(episode.support.inputs[0, :, 0].cpu(), episode.support.targets[0, :, 0].cpu()):
+        pen.ellipse((across - 5, up - 5, across + 5, up + 5), fill="black")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

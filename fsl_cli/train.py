@@ -10,21 +10,22 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import build, check, flat, run_folder
+from fsl_cli.config import arguments, build, check, flat, run_folder
+from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, EpisodeSampler, Store
+from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, Indices, Store
 from fsl_cli.errors import RunError, told
+from fsl_cli.functions import AnyStore, Sampler, open_sampler, open_store
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
-from fsl_cli.tracking import Tracker, picture
+from fsl_cli.tracking import Tracker, first_episode
 
 log = logging.getLogger(__name__)
 prepare = resume.prepare
@@ -36,7 +37,7 @@ register()
 
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Runs one training; returns the best validation accuracy."""
+    """Runs one training; returns the best validation accuracy, or mean squared error."""
     return told(run, cfg)
 
 
@@ -53,8 +54,8 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
     data = build(cfg.dataset, "dataset").load()
-    store = Store(data.items, place, device.data_budget(place, cfg.device.memory), data.augment)
-    classes = len(data.classes("train"))
+    store = open_store(data, place, device.data_budget(place, cfg.device.memory))
+    classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place)
     sampler = training_sampler(cfg, data, state.algo)
@@ -70,7 +71,7 @@ def run(cfg: DictConfig) -> float:
         )
     began -= state.wall
     batches = partial(training_batch, store, sampler, classes=classes)
-    batches = batches if store.resident is not None else Ahead(batches)
+    batches = batches if store.near else Ahead(batches)
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {
@@ -84,7 +85,7 @@ def run(cfg: DictConfig) -> float:
         used = OmegaConf.merge(cfg, {"device": stepper.fastest})
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True))
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
-    log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes} training classes, {place}")
+    log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}")
     log.info(f"Everything goes to {folder}")
 
     def save(name: str) -> None:
@@ -116,33 +117,41 @@ def run(cfg: DictConfig) -> float:
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
 
 
-def assemble(cfg: DictConfig, data: Packed, classes: int, place: torch.device) -> Run:
+def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device) -> Run:
     """Builds model, algorithm, optimizer and schedule with the initial weights of `seed`."""
+    if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
+        name = HydraConfig.get().runtime.choices["algo"]
+        raise ValueError(
+            f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml or cnp."
+        )
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = device.settle(build(cfg.algo, "algo", model=model, classes=classes), place, cfg.device.precision.value)
+    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
+    algo = device.settle(algo, place, cfg.device.precision.value)
     if not any(weight.requires_grad for weight in algo.parameters()):
         raise ValueError("model.frozen = true leaves nothing to train. Set model.frozen=false, or use it as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
 
-def training_sampler(cfg: DictConfig, data: Packed, algo: Algorithm) -> EpisodeSampler | BatchSampler:
+def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> Sampler | BatchSampler:
     """What feeds the training step: episodes, or batches for an algorithm that pre-trains."""
-    classes, task = data.classes("train"), cfg.task
-    if algo.batches is not Episode:
-        return BatchSampler(classes, cfg.algo.batch, cfg.seed, TRAIN)
+    task = cfg.task
+    if algo.batches is not Episode and isinstance(data, Packed):
+        return BatchSampler(data.classes("train"), cfg.algo.batch, cfg.seed, TRAIN)
     way, shot = (list(v) if isinstance(v, ListConfig) else v for v in (task.train_way, task.train_shot))
-    shape = (way, shot, task.train_queries, task.tasks)
-    return EpisodeSampler(classes, *shape, cfg.seed, TRAIN, prefix="task.train_")
+    return open_sampler(data, "train", (way, shot, task.train_queries, task.tasks), cfg.seed, TRAIN, prefix="task.train_")
 
 
-def training_batch(store: Store, sampler: EpisodeSampler | BatchSampler, step: int, classes: int) -> Batch:
+def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, step: int, classes: int) -> Batch:
     """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
     if isinstance(sampler, BatchSampler):
+        assert isinstance(store, Store), "batches are made of items"
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
-        return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
+        varied = store.vary(indices, sampler.seed, step)
+        assert isinstance(varied, Indices), "batches are made of items"
+        return store.batch(varied.rows(mine), labels[mine], classes)
     indices = store.vary(sampler.indices(step), sampler.seed, step)  # for all processes, then each takes its part
     return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
 
@@ -167,7 +176,7 @@ def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig
         if cfg.clip_norm is not None:
             clip_grads_with_norm_(state.algo.parameters(), cfg.clip_norm, norm)
         state.optimizer.step()
-        state.window.append([outcome.loss, outcome.accuracy, norm])
+        state.window.append([outcome.loss, outcome.measure, norm])
     state.schedule.step()
     state.seconds += time.perf_counter() - start
 
@@ -180,36 +189,31 @@ def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
             f"No step up to {state.step} since the last log had a finite gradient: the run has diverged. Lower optimizer.lr "
             "(or algo.inner_lr), or set device.precision=fp32; last.pt is from before."
         )
-    loss, accuracy, norm = np.mean(state.settled(), axis=0).tolist()
+    loss, measure, norm = np.mean(state.settled(), axis=0).tolist()
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()
     speed = tasks_per_s(state, cfg)
     rate = state.schedule.get_last_lr()[0]
-    values = {"loss": loss, "accuracy": accuracy, "gradient_norm": norm, "learning_rate": rate, "tasks_per_s": speed}
+    name = state.algo.measure.name
+    values = {"loss": loss, name: measure, "gradient_norm": norm, "learning_rate": rate, "tasks_per_s": speed}
     tracker.scalars("train", state.step, values)
-    tracker.show({"loss": loss, "accuracy": accuracy, "tasks/s": speed})
+    tracker.show({"loss": loss, name: measure, "tasks/s": speed})
 
 
-def validate(state: Run, tracker: Tracker, store: Store, sampler: EpisodeSampler, episodes: int) -> None:
-    """Scores the validation episodes, and counts how long the best accuracy has stood."""
-    accuracy, ci95 = interval(score(state.algo, store, sampler, episodes).accuracy)
-    tracker.scalars("val", state.step, {"accuracy": accuracy, "ci95": ci95})
-    if accuracy > state.best:
-        state.best, state.best_step, state.misses = accuracy, state.step, 0
+def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, episodes: int) -> None:
+    """Scores the validation episodes, and counts how long the best has stood."""
+    measure = state.algo.measure
+    mean, ci95 = interval(score(state.algo, store, sampler, episodes).measured)
+    tracker.scalars("val", state.step, {measure.name: mean, "ci95": ci95})
+    if measure.better(mean, state.best):
+        state.best, state.best_step, state.misses = mean, state.step, 0
     else:
         state.misses += 1
     log.info(
-        f"step {state.step}: validation accuracy {100 * accuracy:.2f} ± {100 * ci95:.2f} % ({episodes} episodes), "
-        f"best {100 * state.best:.2f} % at step {state.best_step}"
+        f"step {state.step}: validation {measure.name} {measure.text(mean, ci95)} ({episodes} episodes), "
+        f"best {measure.text(state.best)} at step {state.best_step}"
     )
-    tracker.picture("val/episode", picture(*first_episode(state.algo, store, sampler)), state.step)
-
-
-@torch.no_grad()
-def first_episode(algo: Algorithm, store: Store, sampler: EpisodeSampler) -> tuple[Episode, Tensor]:
-    """The first evaluation episode and its query logits, for the picture."""
-    episode = store.episodes(sampler.fixed(0, 1), sampler.shot)
-    return episode, algo.eval().predictions(episode)
+    tracker.picture("val/episode", first_episode(state.algo, store, sampler), state.step)
 
 
 def tasks_per_s(state: Run, cfg: DictConfig) -> float:
@@ -218,7 +222,7 @@ def tasks_per_s(state: Run, cfg: DictConfig) -> float:
 
 
 def finish(
-    state: Run, tracker: Tracker, store: Store, samplers: tuple[EpisodeSampler, ...], folder: Path, cfg: DictConfig, began: float
+    state: Run, tracker: Tracker, store: AnyStore, samplers: tuple[Sampler, ...], folder: Path, cfg: DictConfig, began: float
 ) -> float:
     """Tests the best checkpoint once, and writes what the run came to."""
     content = checkpoint.load(folder / "best.pt", "out")
@@ -227,8 +231,9 @@ def finish(
     scores = score(state.algo, store, test, cfg.episodes)
     choices = content["choices"]
     val = summary(score(state.algo, store, validation, cfg.val_episodes))
-    curve = adaptation_curve(state.algo, store, validation)
-    result = summary(scores) | evaluate.protocol(cfg, state.algo, choices, test, "test") | {
+    tested = summary(scores)
+    curve = tested.get("adaptation_curve", []) if state.algo.regression else adaptation_curve(state.algo, store, validation)
+    result = tested | evaluate.protocol(cfg, state.algo, choices, test, "test") | {
         "seed": cfg.seed,
         "train_seed": cfg.seed,
         "step": state.best_step,
@@ -240,8 +245,9 @@ def finish(
     }  # fmt: skip
     if parallel.rank() == 0:
         evaluate.write(folder, result, scores)
-    tracker.curve(curve)
+    name = state.algo.measure.name
+    tracker.curve(name, curve)
     settings = flat(OmegaConf.to_container(cfg, resolve=True))
-    tracker.hparams(settings | choices, {name: result[name] for name in ("accuracy", "ci95")} | {"val_accuracy": val["accuracy"]})
+    tracker.hparams(settings | choices, {name: result[name], "ci95": result["ci95"], f"val_{name}": val[name]})
     log.info(evaluate.line(result))
-    return val["accuracy"]
+    return val[name]

@@ -17,7 +17,7 @@ ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 PRETRAINED = {"efficientnet_lite0", "timm"}  # of packages that need not be there: test_pretrained.py
 MODELS = sorted({path.stem for path in (FOLDER / "model").glob("*.yaml")} - PRETRAINED)
 SHAPE = (1, 16, 16)
-SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"]}
+SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
 QUICK = {
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],

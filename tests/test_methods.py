@@ -87,8 +87,7 @@ def test_anil_equals_maml_on_the_head_over_fixed_features():
     with torch.no_grad():
         features = anil.model(batch.support.inputs[0])
         queries = anil.model(batch.query.inputs[0])
-    assert anil.head is not None
-    weight, bias = anil.head.weight.detach().clone(), anil.head.bias.detach().clone()
+    weight, bias = (anil.get_parameter(name).detach().clone() for name in ("head.weight", "head.bias"))
     for _ in range(4):
         error = (features @ weight.T + bias).softmax(1) - batch.support.targets[0]  # gradient of cross entropy by hand
         weight -= anil.inner_lr * error.T @ features / len(features)

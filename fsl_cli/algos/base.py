@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples
+from fsl_cli.metrics import ACCURACY, MSE, Measure
 from fsl_cli.models.norm import norm_layers, statistics
 
 Batch = Episode | Examples
@@ -17,10 +18,10 @@ Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, wa
 
 
 class Outcome(NamedTuple):
-    """What a step or a batch came to: mean loss and accuracy, both scalars."""
+    """What a step or a batch came to: mean loss, and accuracy or mean squared error; both scalars."""
 
     loss: Tensor
-    accuracy: Tensor
+    measure: Tensor
 
 
 class Algorithm(nn.Module, ABC):
@@ -33,15 +34,17 @@ class Algorithm(nn.Module, ABC):
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
+    regresses: bool = False  # it can also learn functions, whose targets are values and not classes
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int = 8  # tasks mapped at once in scoring
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
-    def __init__(self) -> None:
+    def __init__(self, regression: bool = False) -> None:
         super().__init__()
         self.norm = self.norms[0]
+        self.regression = regression
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:
@@ -89,12 +92,12 @@ class Algorithm(nn.Module, ABC):
         return self.each(lambda episode: self.adapt(episode.support)(episode.query.inputs), batch)
 
     def curves(self, batch: Episode) -> Tensor:
-        """Query logits after each inner step, `[tasks, steps + 1, q, way]`, for non-bulk algorithms."""
+        """Query logits before and after each inner step, `[tasks, steps + 1, q, way]`, of raw episodes."""
 
         def curve(episode: Episode) -> Tensor:
             return torch.stack([predictor(episode.query.inputs) for predictor in self.path(episode.support)])
 
-        return self.each(curve, batch)
+        return self.each(curve, self._embedded(batch) if self.bulk else batch)
 
     def each(self, function: Callable[..., Any], *tasks: Any) -> Any:
         """`function` of every task in structures of tensors `[tasks, ...]`, mapped; a single task runs without a map."""
@@ -120,9 +123,23 @@ class Algorithm(nn.Module, ABC):
         return Episode(Examples(features[:, :n], batch.support.targets), Examples(features[:, n:], batch.query.targets))
 
     def loss(self, batch: Batch) -> Outcome:
-        """Mean query loss of the meta-batch, with its graph, and the accuracy."""
+        """Mean query loss of the meta-batch, with its graph, and the accuracy or mean squared error."""
         assert isinstance(batch, Episode), "an algorithm that eats Examples writes its own loss"
-        return outcome(self.predictions(batch), batch.query.targets)
+        return self.outcome(self.predictions(batch), batch.query.targets)
+
+    @property
+    def measure(self) -> Measure:
+        """What its episodes are judged by."""
+        return MSE if self.regression else ACCURACY
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What learning lowers, for outputs and targets `[..., way]`: mean cross entropy, in regression mean squared error."""
+        return (outputs - targets).square().mean() if self.regression else cross_entropy(outputs, targets)
+
+    def outcome(self, outputs: Tensor, targets: Tensor) -> Outcome:
+        """The objective, and what outputs `[..., way]` are judged by."""
+        loss = self.objective(outputs, targets)
+        return Outcome(loss, loss.detach() if self.regression else accuracy(outputs, targets))
 
     def backward(self, batch: Batch) -> Outcome:
         """Adds the gradient of `loss` to `.grad`, chunk by chunk, so that memory is bounded by the chunk."""
@@ -131,7 +148,7 @@ class Algorithm(nn.Module, ABC):
         for part, share in cut:
             result = self.loss(part)
             (result.loss * share).backward()
-            parts.append(Outcome(result.loss.detach() * share, result.accuracy * share))
+            parts.append(Outcome(result.loss.detach() * share, result.measure * share))
         for layer in norm_layers(self):
             layer.commit()
         return Outcome(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
@@ -190,11 +207,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
         )
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
-
-
-def outcome(logits: Tensor, targets: Tensor) -> Outcome:
-    """Cross entropy and accuracy of logits `[..., way]` against one-hot targets of the same shape."""
-    return Outcome(cross_entropy(logits, targets), accuracy(logits, targets))
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:

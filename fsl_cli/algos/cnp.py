@@ -1,7 +1,9 @@
 """Conditional Neural Processes, Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613).
 
 One network encodes the support items, the mean of the codes stands for the episode, and a second network answers queries from
-it. As in the paper, classification takes the mean code of every class, one beside the other, in the order of the class slots.
+it. As in the paper, classification takes the mean code of every class, one beside the other, in the order of the class slots;
+regression encodes pairs of input and value and takes the mean of all codes. There the paper predicts a Gaussian and raises its
+likelihood; here the network predicts the mean alone, by squared error.
 """
 
 import torch
@@ -17,13 +19,14 @@ class CNP(Algorithm):
     """Answers a query from its embedding and the mean codes of the support set."""
 
     bulk = True
+    regresses = True
     norms = ("running", "transductive", "support")
 
-    def __init__(self, model: Embedding, way: int, hidden: int, code: int) -> None:
-        super().__init__()
+    def __init__(self, model: Embedding, way: int, hidden: int, code: int, regression: bool = False) -> None:
+        super().__init__(regression)
         self.model = model
-        self.encoder = _network(model.out_features, hidden, code)
-        self.decoder = _network(model.out_features + way * code, hidden, way)
+        self.encoder = _network(model.out_features + (way if regression else 0), hidden, code)
+        self.decoder = _network(model.out_features + (1 if regression else way) * code, hidden, way)
         self.way = way
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -35,8 +38,14 @@ class CNP(Algorithm):
                 f"The networks were built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
                 "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
             )
-        code = centroids(Examples(self.encoder(support.inputs), support.targets)).flatten()  # [way * code]
+        code = self._code(support)
         return lambda queries: self.decoder(torch.cat([queries, code.expand(len(queries), -1)], dim=1))
+
+    def _code(self, support: Examples) -> Tensor:
+        """What stands for the episode: `[way * code]`, in regression `[code]`."""
+        if self.regression:
+            return self.encoder(torch.cat(support, dim=1)).mean(0)
+        return centroids(Examples(self.encoder(support.inputs), support.targets)).flatten()
 
 
 def _network(width: int, hidden: int, out: int) -> nn.Sequential:

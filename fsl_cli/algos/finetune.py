@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy
 from fsl_cli.algos.heads import centroids, cosine, nearest, squared_distances
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -86,8 +86,8 @@ class Finetune(Algorithm):
             if self.centre is not None:
                 self.centre(features)
         if self.head == "cosine":
-            return outcome(cosine(features, self.classifier.weight, self.scale), batch.targets)
-        return outcome(self.classifier(features), batch.targets)
+            return self.outcome(cosine(features, self.classifier.weight, self.scale), batch.targets)
+        return self.outcome(self.classifier(features), batch.targets)
 
     def adapt(self, support: Examples) -> Predictor:
         if self.head == "centroid":

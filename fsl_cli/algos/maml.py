@@ -23,7 +23,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy, outcome
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
@@ -36,6 +36,8 @@ LEAST = 0.03  # where the weight of a query loss before the last ends, as a shar
 
 class MAML(Algorithm):
     """Learns initial weights from which a few steps of gradient descent on the support set solve an episode."""
+
+    regresses = True
 
     def __init__(
         self,
@@ -52,8 +54,9 @@ class MAML(Algorithm):
         multi_step: float = 0.0,
         first_order_until: float = 0.0,
         recompute: bool = False,
+        regression: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(regression)
         if inner_lr <= 0:
             raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
         for name, steps in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps)):
@@ -64,6 +67,11 @@ class MAML(Algorithm):
                 raise ValueError(f"algo.{name} = {share}, but it must be a share of the training, from 0 to 1.")
         if head == "prototypes" and (rates == "weight" or adapts == "body"):
             raise ValueError("algo.head = prototypes has no weights of its own: use algo.rates=fixed|step, algo.adapts=all|head.")
+        if head == "prototypes" and regression:
+            raise ValueError(
+                "algo.head = prototypes (algo=protomaml) starts at class means, but functions (dataset=sine) have no classes. "
+                "Choose algo=maml."
+            )
         self.model = model
         self.head = nn.Linear(model.out_features, way) if head == "learned" else None
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
@@ -126,10 +134,10 @@ class MAML(Algorithm):
         return rate if self.by_weight else rate[min(step, len(rate) - 1)]
 
     def support_loss(self, weights: Weights, support: Examples, step: int, features: Tensor | None) -> Tensor:
-        """Mean cross entropy on the support set; `features`, if given, spare the passes through a body that stays."""
+        """The objective on the support set; `features`, if given, spare the passes through a body that stays."""
         if features is None:
-            return cross_entropy(self.logits(weights, support.inputs, step), support.targets)
-        return cross_entropy(functional.linear(features, weights["head.weight"], weights["head.bias"]), support.targets)
+            return self.objective(self.logits(weights, support.inputs, step), support.targets)
+        return self.objective(functional.linear(features, weights["head.weight"], weights["head.bias"]), support.targets)
 
     def logits(self, weights: Weights, inputs: Tensor, step: int, embed: bool = False) -> Tensor:
         """Logits `[n, way]`, or embeddings, under `weights` and the normalisation of a step."""
@@ -155,17 +163,18 @@ class MAML(Algorithm):
         assert isinstance(batch, Episode), "MAML trains on episodes"
         after = self.curves(batch)[:, 1:].unbind(1)  # query logits after each step
         left = 1 - (1 - LEAST) * self.progress / self.multi_step
-        parts = [outcome(logits, batch.query.targets) for logits in after]
+        parts = [self.outcome(logits, batch.query.targets) for logits in after]
         early = left / len(parts)
         shares = [early] * (len(parts) - 1) + [1 - early * (len(parts) - 1)]
         return Outcome(
-            sum((s * part.loss for s, part in zip(shares, parts, strict=True)), start=0 * parts[0].loss), parts[-1].accuracy
+            sum((s * part.loss for s, part in zip(shares, parts, strict=True)), start=0 * parts[0].loss), parts[-1].measure
         )
 
     def scores(self, batch: Episode) -> Tensor:
         weights = self._adapted(batch.support)
         # Mapped, a pass under weights of its own for each task is a grouped convolution, which helps a GPU and hinders a CPU.
-        over = self.one_by_one if batch.query.inputs.device.type == "cpu" else self.each
+        images = batch.query.inputs.dim() > 4  # [tasks, q, C, H, W]
+        over = self.one_by_one if images and batch.query.inputs.device.type == "cpu" else self.each
         steps = self.inner_steps if self.training else self.eval_inner_steps
         return over(lambda w, part: self.predictor(w, part.support, steps)(part.query.inputs), weights, batch)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks, outcome
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -25,7 +25,7 @@ Weights = dict[str, Tensor]
 
 
 class State(NamedTuple):
-    """Where an inner loop stands: the weights, Adam's second moments, and the loss and accuracy of the last minibatch."""
+    """Where an inner loop stands: the weights, Adam's second moments, and the outcome of the last minibatch."""
 
     weights: Weights
     moments: Weights
@@ -36,6 +36,7 @@ class Reptile(Algorithm):
     """Moves the initial weights towards the weights that each task was trained to."""
 
     compiled = ("trained",)
+    regresses = True
 
     def __init__(
         self,
@@ -48,8 +49,9 @@ class Reptile(Algorithm):
         eval_inner_lr: float | None,
         eval_inner_steps: int,
         eval_inner_batch: int,
+        regression: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(regression)
         for name, rate in (("inner_lr", inner_lr), ("eval_inner_lr", eval_inner_lr)):
             if rate is not None and rate <= 0:
                 raise ValueError(f"algo.{name} = {rate}, but it must be positive.")
@@ -96,7 +98,7 @@ class Reptile(Algorithm):
             weight.grad = weight - total[f"weights.{name}"]
             self.get_buffer(_moment(name)).copy_(total[f"moments.{name}"])
         self.get_buffer("count").add_(self.inner_steps)
-        return Outcome(total["outcome.loss"], total["outcome.accuracy"])
+        return Outcome(total["outcome.loss"], total["outcome.measure"])
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
@@ -119,8 +121,8 @@ class Reptile(Algorithm):
         return states
 
     def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
-        result = outcome(functional_call(self, weights, part.inputs), part.targets)
-        return result.loss, Outcome(result.loss.detach(), result.accuracy)
+        result = self.outcome(functional_call(self, weights, part.inputs), part.targets)
+        return result.loss, Outcome(result.loss.detach(), result.measure)
 
 
 @lru_cache(maxsize=32)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from fsl_cli.datasets.augment import Augment
+from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.images import to_item
 
 SPLITS = ("train", "val", "test")
@@ -86,11 +87,11 @@ class Packed:
 
 
 class Dataset(ABC):
-    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the packed data set from `load`."""
+    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the data set from `load`."""
 
     @abstractmethod
-    def load(self) -> Packed:
-        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form."""
+    def load(self) -> Packed | Drawn:
+        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form; or says how to draw."""
 
     @staticmethod
     def item(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
