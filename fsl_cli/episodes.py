@@ -61,6 +61,9 @@ class Points(NamedTuple):
         return Points(self.items[cut], self.values[cut])
 
 
+P = TypeVar("P", Indices, Points)
+
+
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:
     """The generator of one step of one stream."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, step))))
@@ -176,7 +179,7 @@ class Store:
         turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
-    def vary(self, indices: Indices | Points, seed: int, step: int) -> Indices | Points:
+    def vary(self, indices: P, seed: int, step: int) -> P:
         """The same items, with the random numbers that training step `step` augments them by, if it does."""
         if isinstance(indices, Points) or not self.augment:
             return indices

@@ -106,7 +106,8 @@ def run(cfg: DictConfig) -> float:
 
 def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
     """Sets the data set's `channels` and `size`, where it has them and the user typed none, to what the model was trained on."""
-    for option, value in (("channels", item_shape[0]), ("size", item_shape[-1])):
+    sides = (("channels", item_shape[0]), ("size", item_shape[-1])) if len(item_shape) == 3 else ()
+    for option, value in sides:
         if option in dataset and f"dataset.{option}" not in words:
             dataset[option] = value
 

@@ -10,7 +10,7 @@ import torch
 
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, Points, Store, generator
+from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, P, Points, Store, generator
 
 
 class FunctionSampler:
@@ -53,7 +53,7 @@ class FunctionStore:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def vary(self, indices: Indices | Points, seed: int, step: int) -> Indices | Points:  # noqa: ARG002
+    def vary(self, indices: P, seed: int, step: int) -> P:  # noqa: ARG002
         """The same points: nothing is augmented."""
         return indices
 

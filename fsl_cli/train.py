@@ -17,7 +17,7 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import arguments, build, check, flat, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, Indices, Store
+from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, Store
 from fsl_cli.errors import RunError, told
 from fsl_cli.functions import AnyStore, Sampler, open_sampler, open_store
 from fsl_cli.interrupt import Interrupt
@@ -149,9 +149,7 @@ def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, step: int, 
         assert isinstance(store, Store), "batches are made of items"
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
-        varied = store.vary(indices, sampler.seed, step)
-        assert isinstance(varied, Indices), "batches are made of items"
-        return store.batch(varied.rows(mine), labels[mine], classes)
+        return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
     indices = store.vary(sampler.indices(step), sampler.seed, step)  # for all processes, then each takes its part
     return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
 
