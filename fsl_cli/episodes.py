@@ -61,7 +61,7 @@ class Points(NamedTuple):
         return Points(self.items[cut], self.values[cut])
 
 
-P = TypeVar("P", Indices, Points)
+P = TypeVar("P", bound=Indices | Points)
 
 
 def generator(seed: int, stream: int, step: int) -> np.random.Generator:
