@@ -89,7 +89,7 @@ def probe(classifier: Classifier, images: int) -> Tensor:
 def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]:
     """Writes the classifier by `torch.export`; returns what the written file answers."""
     dynamic = ({0: torch.export.Dim("images")},)
-    program = torch.export.export(Standalone(classifier), (probe(classifier, 2),), dynamic_shapes=dynamic)
+    program = torch.export.export(Standalone(classifier).eval(), (probe(classifier, 2),), dynamic_shapes=dynamic)
     torch.export.save(program, path, extra_files={"classes.json": json.dumps(classifier.names)})
     return torch.export.load(path).module()
 
@@ -99,7 +99,7 @@ def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]
     """Writes the classifier as ONNX; returns what the written file answers."""
     onnxruntime = importlib.import_module("onnxruntime")
     program = torch.onnx.export(
-        Standalone(classifier),
+        Standalone(classifier).eval(),
         (probe(classifier, 2),),
         dynamo=True,
         verbose=False,
