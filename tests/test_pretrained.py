@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import composed, fsl
 from PIL import Image
+from test_cli import ALGOS, SMALL, result
+from test_errors import message
 from test_predict import rows, summary
 
 import fsl_cli
@@ -112,6 +114,19 @@ def test_timm_takes_weights_from_a_file_and_names_what_is_wrong(tmp_path: Path):
 def test_weights_that_follow_from_a_checkpoint_are_not_fetched():
     pytest.importorskip("timm")
     assert made((3, 32, 32), "model=timm", "model.name=test_resnet", "model.size=null", blank=True).out_features > 0
+
+
+def test_a_frozen_network_trains_what_stands_on_it_and_nothing_else(tmp_path: Path, monkeypatch: Any, capfd: Any):
+    pytest.importorskip("timm")
+    small = [word for word in SMALL if not word.startswith("model.")]
+    words = ["model=timm", "model.name=test_resnet", "model.weights=null", "model.size=null", *small]
+    said = message(monkeypatch, capfd, "train", "algo=protonet", *words)
+    assert said.startswith("model.frozen = true leaves nothing to train.")
+    assert fsl(monkeypatch, "train", *words, *ALGOS["finetune"], "algo=finetune", "steps=2", "out=run") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert result("again")["accuracy"] == result("run")["accuracy"]
+    weights = [torch.load(f"run/{name}.pt", weights_only=True)["algo"] for name in ("best", "last")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items() if name.startswith("model."))
 
 
 def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Path, monkeypatch: Any):
