@@ -142,14 +142,21 @@ def test_an_exported_classifier_answers_the_same_without_fsl(algo, models, drawi
     torch.testing.assert_close(torch.tensor(answers), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_onnx_is_written_where_its_packages_are_and_named_where_not(models, drawings, monkeypatch, capfd):
-    words = (f"checkpoint={models}/protonet/best.pt", "support=support", "device=cpu", "output=kept")
+def test_onnx_packages_that_are_missing_are_named(models, drawings, monkeypatch, capfd):
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else find(name, *rest))
+    said = message(monkeypatch, capfd, "export", "classifier=kept", "format=onnx")
+    assert said == "format = onnx needs packages that are not installed: pip install onnx onnxscript onnxruntime."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_an_onnx_file_answers_the_same(algo, models, drawings, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="needs the extra [onnx]")
+    words = (f"checkpoint={models}/{algo}/best.pt", "support=support", "device=cpu", "output=kept")
     assert fsl(monkeypatch, "adapt", *words) == 0
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        said = message(monkeypatch, capfd, "export", "classifier=kept", "format=onnx")
-        assert f"pip install {' '.join(missing)}" in said
-        pytest.skip("onnx, onnxscript and onnxruntime are not installed")
     ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", "format=onnx"], capture_output=True)
     assert ran.returncode == 0, ran.stderr.decode()
     onnxruntime = importlib.import_module("onnxruntime")

@@ -1,5 +1,6 @@
 """Embeddings with weights from elsewhere; skipped where their packages are not installed."""
 
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 from conftest import composed, fsl
 from PIL import Image
+from test_cli import ALGOS, SMALL, result
+from test_errors import message
 from test_predict import rows, summary
 
 import fsl_cli
@@ -113,7 +116,20 @@ def test_weights_that_follow_from_a_checkpoint_are_not_fetched():
     assert made((3, 32, 32), "model=timm", "model.name=test_resnet", "model.size=null", blank=True).out_features > 0
 
 
-def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Path, monkeypatch: Any, capfd: Any):
+def test_a_frozen_network_trains_what_stands_on_it_and_nothing_else(tmp_path: Path, monkeypatch: Any, capfd: Any):
+    pytest.importorskip("timm")
+    small = [word for word in SMALL if not word.startswith("model.")]
+    words = ["model=timm", "model.name=test_resnet", "model.weights=null", "model.size=null", *small]
+    said = message(monkeypatch, capfd, "train", "algo=protonet", *words)
+    assert said.startswith("model.frozen = true leaves nothing to train.")
+    assert fsl(monkeypatch, "train", *words, *ALGOS["finetune"], "algo=finetune", "steps=2", "out=run") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert result("again")["accuracy"] == result("run")["accuracy"]
+    weights = [torch.load(f"run/{name}.pt", weights_only=True)["algo"] for name in ("best", "last")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items() if name.startswith("model."))
+
+
+def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Path, monkeypatch: Any):
     rng = np.random.default_rng(0)
     kinds = {
         "stripes": np.tile([[0, 255]], (48, 24)),
@@ -133,5 +149,14 @@ def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Pa
     classifier = fsl_cli.load_classifier("kept", "device=cpu")
     answers = classifier([row["file"] for row in rows("run")])
     assert [answer.probability for answer in answers] == [float(row["probability"]) for row in rows("run")]
-    assert fsl(monkeypatch, "export", "classifier=kept") == 0
-    assert "at most" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_a_classifier_on_pretrained_features_is_exported(form: str, lite: Any):
+    if form == "onnx":
+        pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    pixels = list(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8))
+    fsl_cli.load(None, "size=64", "model.size=64", "device=cpu").adapt(pixels, "abab").save("kept")
+    ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", f"format={form}"], capture_output=True)
+    assert b"differ from those of kept by at most" in ran.stdout, ran.stderr.decode()
