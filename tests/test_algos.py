@@ -16,6 +16,8 @@ FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 PRETRAINED = {"efficientnet_lite0", "timm"}  # of packages that need not be there: test_pretrained.py
 MODELS = sorted({path.stem for path in (FOLDER / "model").glob("*.yaml")} - PRETRAINED)
+# The other models are options of these two: their tests are slow ones.
+EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=pytest.mark.slow) for model in MODELS]
 SHAPE = (1, 16, 16)
 SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
 QUICK = {
@@ -65,7 +67,7 @@ def test_the_folders_are_not_empty():
     assert set(MODELS) == set(SMALL)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("algo", ALGOS)
 def test_logits_have_a_row_per_query_and_a_column_per_class(algo: str, model: str):
     built = make(algo, model).eval()
@@ -90,7 +92,7 @@ def test_adapting_changes_nothing_and_answers_twice_the_same(algo: str):
         assert value.equal(before[name]), name
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("algo", [algo for algo in ALGOS if make(algo, "mlp").batches is Episode])
 def test_mapped_loss_and_gradients_equal_a_loop_over_tasks(algo: str, model: str):
     mapped = make(algo, model).train()
@@ -109,7 +111,7 @@ def test_mapped_loss_and_gradients_equal_a_loop_over_tasks(algo: str, model: str
         torch.testing.assert_close(value, sums[name], rtol=1e-7, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("algo", [*ALGOS, "finetune algo.head=linear", "finetune algo.backbone=full", "maml algo.adapts=head"])
 def test_mapped_predictions_equal_one_task_at_a_time_under_every_norm_protocol(algo: str, model: str):
     name, *options = algo.split()
@@ -137,7 +139,7 @@ def test_a_query_is_answered_alone_unless_the_protocol_is_transductive(algo: str
             assert torch.allclose(whole, alone, rtol=1e-6, atol=1e-8) == (protocol != "transductive"), protocol
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", [pytest.param(a, marks=pytest.mark.slow) if a in SLOW else a for a in ALGOS])
 def test_separable_blobs_are_learned(algo: str):
     built = make(algo, "mlp", "model.hidden=[64]")
     steps, lr = SLOW.get(algo, (40, 1.0 if algo == "reptile" else 0.01))

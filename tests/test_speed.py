@@ -31,7 +31,7 @@ TRAINING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("algo", ALGOS)
 def test_the_chunk_changes_neither_gradients_nor_running_statistics(algo: str, chunk: int):
     torch.manual_seed(1)
