@@ -7,7 +7,8 @@ from test_algos import blobs, gradients, make
 from torch.nn import functional
 
 from fsl_cli.algos.maml import MAML
-from fsl_cli.algos.mann import MANN, Memory, least_used, presentations
+from fsl_cli.algos.mann import MANN, Memory, least_used
+from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
 
 

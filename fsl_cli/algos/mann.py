@@ -9,18 +9,16 @@ similarities of the read are sharpened by a learned factor, without which the at
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Predictor
-from fsl_cli.algos.cells import Cell
+from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
 DECAY = 0.95  # of the usage
-ORDER_SEED = 20160519  # every episode presents its class slots in one constant order
 
 
 class Memory(NamedTuple):
@@ -92,7 +90,8 @@ class MANN(Algorithm):
         share = self.gate(hidden).sigmoid().unsqueeze(1)  # [heads, 1]
         least = least_used(memory.usage, self.heads)  # [places]
         write = share * memory.read + (1 - share) * least / self.heads  # [heads, places]
-        cells = memory.cells * (1 - first_least_used(memory.usage)).unsqueeze(1) + write.T @ keys
+        # The least used place of all is wiped before it is written to.
+        cells = memory.cells * (1 - least_used(memory.usage, 1)).unsqueeze(1) + write.T @ keys
         near = functional.normalize(keys, dim=1) @ functional.normalize(cells, dim=1).T
         read = (self.sharpness * near).softmax(1)
         values = (read @ cells).flatten()
@@ -104,16 +103,3 @@ class MANN(Algorithm):
 def least_used(usage: Tensor, count: int) -> Tensor:
     """1 at the `count` least used of the places `[places]`, else 0."""
     return functional.one_hot(usage.topk(count, largest=False).indices, usage.shape[-1]).sum(0).to(usage.dtype)
-
-
-def first_least_used(usage: Tensor) -> Tensor:
-    """1 at the least used place, which is wiped before it is written to."""
-    return least_used(usage, 1)
-
-
-def presentations(n: int, way: int) -> np.ndarray:
-    """Rows of items, one of every class in each if `n` items sorted by class divide evenly, else all in one row."""
-    if n % way:
-        return np.random.default_rng(ORDER_SEED).permutation(n)[None]
-    order = np.random.default_rng(ORDER_SEED).permutation(way)
-    return order * (n // way) + np.arange(n // way)[:, None]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Predictor
-from fsl_cli.algos.cells import Cell
 from fsl_cli.algos.heads import cosine, squared_distances
+from fsl_cli.algos.sequences import Cell
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 

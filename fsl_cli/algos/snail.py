@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Predictor
-from fsl_cli.algos.mann import presentations
+from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 

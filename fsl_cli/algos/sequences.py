@@ -1,7 +1,10 @@
-"""The LSTM cell of the algorithms that read sequences."""
+"""What the algorithms share that read the support set as a sequence: an LSTM cell, and the order of the items."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+ORDER_SEED = 20160519  # every episode presents its class slots in one constant order
 
 
 class Cell(nn.Module):
@@ -26,3 +29,11 @@ class Cell(nn.Module):
             hidden, cell = self(row, hidden, cell)
             rows.append(hidden)
         return torch.cat(rows)
+
+
+def presentations(n: int, way: int) -> np.ndarray:
+    """Rows of items, one of every class in each if `n` items sorted by class divide evenly, else all in one row."""
+    if n % way:
+        return np.random.default_rng(ORDER_SEED).permutation(n)[None]
+    order = np.random.default_rng(ORDER_SEED).permutation(way)
+    return order * (n // way) + np.arange(n // way)[:, None]
