@@ -9,7 +9,7 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
@@ -139,8 +139,8 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
     task = cfg.task
     if algo.batches is not Episode and isinstance(data, Packed):
         return BatchSampler(data.classes("train"), cfg.algo.batch, cfg.seed, TRAIN)
-    way, shot = (list(v) if isinstance(v, ListConfig) else v for v in (task.train_way, task.train_shot))
-    return open_sampler(data, "train", (way, shot, task.train_queries, task.tasks), cfg.seed, TRAIN, prefix="task.train_")
+    shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
+    return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")
 
 
 def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, step: int, classes: int) -> Batch:

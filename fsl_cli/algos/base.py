@@ -199,13 +199,18 @@ def leaves(structure: Any) -> Iterator[Tensor]:
             yield from leaves(part)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of logits `[..., way]` against one-hot targets of the same shape."""
-    if logits.shape != targets.shape:
+def check_way(width: int, targets: Tensor) -> None:
+    """Refuses targets `[..., way]` of another way than the number of outputs that a head has."""
+    if width != targets.shape[-1]:
         raise ValueError(
-            f"The head has {logits.shape[-1]} outputs, but the episode has {targets.shape[-1]} classes. "
+            f"The head has {width} outputs, but the episode has {targets.shape[-1]} classes. "
             "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
         )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of logits `[..., way]` against one-hot targets of the same shape."""
+    check_way(logits.shape[-1], targets)
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
 
 

@@ -9,7 +9,7 @@ likelihood; here the network predicts the mean alone, by squared error.
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import Algorithm, Predictor, check_way
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -33,11 +33,7 @@ class CNP(Algorithm):
         return self.model(inputs)
 
     def adapt(self, support: Examples) -> Predictor:
-        if support.targets.shape[-1] != self.way:
-            raise ValueError(
-                f"The networks were built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
-                "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
-            )
+        check_way(self.way, support.targets)
         code = self._code(support)
         return lambda queries: self.decoder(torch.cat([queries, code.expand(len(queries), -1)], dim=1))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import Algorithm, Predictor, check_way
 from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -55,11 +55,7 @@ class MANN(Algorithm):
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
-        if support.targets.shape[-1] != self.way:
-            raise ValueError(
-                f"The network was built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
-                "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
-            )
+        check_way(self.way, support.targets)
         memory = self.empty(support.inputs)
         label = torch.zeros_like(support.targets[0])
         predictors = [self._predictor(memory, label)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import Algorithm, Predictor, check_way
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -39,11 +39,7 @@ class SNAIL(Algorithm):
         return self.model(inputs)
 
     def adapt(self, support: Examples) -> Predictor:
-        if support.targets.shape[-1] != self.way:
-            raise ValueError(
-                f"The network was built for {self.way} classes, but the episode has {support.targets.shape[-1]}. "
-                "Set task.way and task.train_way to the same number, or choose an algorithm without a fixed head."
-            )
+        check_way(self.way, support.targets)
         order = torch.as_tensor(presentations(len(support.inputs), self.way).ravel(), device=support.inputs.device)
         seen = torch.cat([support.inputs, support.targets], dim=1)[order]  # [n, features + way]
 
