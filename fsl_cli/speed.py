@@ -23,6 +23,11 @@ class Stepper:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
         self.algo, self.fastest = algo, fastest
         use(algo, fastest)
+        if captured and algo.changes:
+            raise ValueError(
+                "device.graph = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
+                "algo.multi_step=0.0 and algo.first_order_until=0.0."
+            )
         if captured and not next(algo.parameters()).is_cuda:
             raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
         self.capture = Capture(algo) if captured else None

@@ -39,6 +39,7 @@ class Algorithm(nn.Module, ABC):
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int = 8  # tasks mapped at once in scoring
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
+    changes: bool = False  # what a step computes depends on `progress`, so that no CUDA graph can replay it
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
     def __init__(self, regression: bool = False) -> None:

@@ -38,7 +38,7 @@ LOGISTIC_STEPS, SVM_STEPS = 40, 60
 def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     """Least squares onto the targets: minimises |X W - Y|^2 + strength |W|^2, by the Woodbury identity."""
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + strength * eye, targets)
+    return torch.linalg.solve_ex(gram + strength * eye, targets).result  # positive definite: no check, which a CUDA graph forbids
 
 
 def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
@@ -48,7 +48,7 @@ def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     all, with Nesterov's momentum.
     """
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    inverse = torch.linalg.inv(gram / 2 + strength * eye)
+    inverse = torch.linalg.inv_ex(gram / 2 + strength * eye).inverse
     coefficients = ahead = torch.zeros_like(targets)
     for number in range(LOGISTIC_STEPS):
         gradient = (gram @ ahead).softmax(1) - targets + strength * ahead  # of the loss, without its factor X^T

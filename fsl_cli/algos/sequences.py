@@ -1,5 +1,7 @@
 """What the algorithms share that read the support set as a sequence: an LSTM cell, and the order of the items."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,3 +39,9 @@ def presentations(n: int, way: int) -> np.ndarray:
         return np.random.default_rng(ORDER_SEED).permutation(n)[None]
     order = np.random.default_rng(ORDER_SEED).permutation(way)
     return order * (n // way) + np.arange(n // way)[:, None]
+
+
+@lru_cache(maxsize=32)
+def in_order(n: int, way: int, device: torch.device) -> Tensor:
+    """The rows of `presentations` one after the other, `[n]`; kept on the device: a CUDA graph admits no copy from the host."""
+    return torch.as_tensor(presentations(n, way).ravel(), device=device)

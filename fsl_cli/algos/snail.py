@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Predictor, check_way
-from fsl_cli.algos.sequences import presentations
+from fsl_cli.algos.sequences import in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -40,7 +40,7 @@ class SNAIL(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        order = torch.as_tensor(presentations(len(support.inputs), self.way).ravel(), device=support.inputs.device)
+        order = in_order(len(support.inputs), self.way, support.inputs.device)
         seen = torch.cat([support.inputs, support.targets], dim=1)[order]  # [n, features + way]
 
         def predictor(queries: Tensor) -> Tensor:
