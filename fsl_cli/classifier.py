@@ -1,8 +1,8 @@
-"""A few-shot algorithm at work on images: `Trained.adapt(images, labels) -> Classifier`, `Classifier(images) -> answers`."""
+"""A few-shot algorithm at work on images or texts: `Trained.adapt(images, labels) -> Classifier`, which says what others are."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.calibration import Estimate, estimate, held_out, temperature
 from fsl_cli.datasets.images import open_image, plain
+from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
+from fsl_cli.models.texts import TextEmbedding
 
 UNKNOWN = "unknown"
 BATCH = 32  # images embedded at once
@@ -22,7 +24,7 @@ BEST = 5  # classes in a ranking
 CALIBRATION = 50  # images held out to choose the temperature
 ENOUGH = 3  # images that their classes must have: of two, one left out would say too little of both
 
-Picture = Image.Image | np.ndarray | str | Path
+Picture = Image.Image | np.ndarray | str | Path  # or a text, as a str, for a model that takes texts
 
 
 class Prediction(NamedTuple):
@@ -34,12 +36,12 @@ class Prediction(NamedTuple):
 
 
 class Trained:
-    """An algorithm with its weights, ready to adapt to classes of images.
+    """An algorithm with its weights, ready to adapt to classes of images or texts.
 
     Args:
         algo: in eval mode, under the norm protocol to be used.
         make: makes an item uint8 of a picture, given its shape, as the data set of the training did.
-        shape: of an item, `[C, H, W]`.
+        shape: of an item, `[C, H, W]`; of a text, `[]`.
         origin: config, choices and data of the checkpoint, as plain values, for the files that are written.
         way: the number of classes that the algorithm has a head for; None: any.
     """
@@ -54,14 +56,19 @@ class Trained:
     ) -> None:
         self.algo, self.make, self.shape, self.origin, self.way = algo.eval(), make, shape, origin, way
         self.device = next(algo.parameters()).device
+        self.what = "images" if shape else "texts"
         self.embeds = algo.bulk and algo.norm == "running"  # the support set is embedded once, each item by itself
 
     def adapt(self, images: Iterable[Picture], labels: Iterable[object]) -> "Classifier":
-        """Learns classes from `images` (files, Pillow images, uint8 arrays) with one label each, any number of each class."""
+        """Learns classes from `images` (files, Pillow images, uint8 arrays), or texts, with one label each, any number of each
+        class.
+        """
         return self.learn(self.items(images), [str(label) for label in labels])
 
     def items(self, images: Iterable[Picture]) -> np.ndarray:
-        """Items `[n, C, H, W]` of pictures of any kind."""
+        """Items `[n, C, H, W]` of pictures of any kind, or `[n]` of texts."""
+        if self.what == "texts":
+            return to_items(cast(Iterable[str], images))
         return np.stack([self.item(image) for image in images])
 
     def item(self, image: Picture) -> np.ndarray:
@@ -72,15 +79,17 @@ class Trained:
 
     @torch.no_grad()
     def learn(self, items: np.ndarray, labels: Sequence[str]) -> "Classifier":
-        """Learns classes from items `[n, C, H, W]`."""
+        """Learns classes from items `[n, C, H, W]`, or `[n]` if these are texts."""
         names = sorted(set(labels))
         if len(items) != len(labels):
-            raise ValueError(f"There are {len(items)} images, but {len(labels)} labels. Give one label for each image.")
+            raise ValueError(f"There are {len(items)} {self.what}, but {len(labels)} labels. Give one label for each.")
         if len(names) < 2:
-            raise ValueError(f"The images are of {len(names)} class, expected two or more. Add images of another class.")
+            raise ValueError(
+                f"The {self.what} are of {len(names)} class, expected two or more. Add {self.what} of another class."
+            )
         if self.way not in (None, len(names)):
             raise ValueError(
-                f"The support images are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head for the "
+                f"The support {self.what} are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head for the "
                 f"task.way = {self.way} that it was trained with. Give {self.way} classes, train with task.way={len(names)}, "
                 "or use an algorithm without a fixed head, such as algo=protonet."
             )
@@ -90,12 +99,16 @@ class Trained:
         return Classifier(self, support, names, sure)
 
     def embed(self, items: np.ndarray) -> Tensor:
-        """What of items `[n, C, H, W]` does not depend on an episode: embeddings `[n, ...]`, or the items as floats."""
+        """What of items does not depend on an episode: embeddings `[n, ...]`, or what a network takes of them."""
         parts = [self.inputs(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
         return torch.cat([self.algo.embed(part) if self.embeds else part for part in parts])
 
     def inputs(self, items: np.ndarray) -> Tensor:
-        """What a network takes: items as floats in 0 to 1."""
+        """What a network takes: images as floats in 0 to 1, or texts as tokens."""
+        if isinstance(self.algo.model, TextEmbedding):
+            tokens = torch.from_numpy(self.algo.model.encode(to_texts(items)))
+            # Support and query must be of one length only where they go through the network together.
+            return (tokens[:, : max(1, int(tokens.count_nonzero(1).max()))] if self.embeds else tokens).to(self.device)
         return torch.from_numpy(np.ascontiguousarray(items)).to(self.device).float() / 255
 
 
@@ -104,7 +117,7 @@ class Classifier:
 
     Args:
         trained: what has adapted.
-        support: what it has adapted to: embeddings `[n, features]`, or inputs `[n, C, H, W]` if `trained.embeds` is false.
+        support: what it has adapted to: embeddings `[n, features]`, or the inputs of the network if `trained.embeds` is false.
         names: of the classes.
         temperature: divides the logits, so that probabilities are as often right as they say.
     """
@@ -119,12 +132,14 @@ class Classifier:
             self.predictor = trained.algo.fit(support)
 
     def __call__(self, images: Iterable[Picture], reject_below: float | None = None) -> list[Prediction]:
-        """What each of `images` (files, Pillow images, uint8 arrays) is; `unknown` where no class has this probability."""
+        """What each of `images` (files, Pillow images, uint8 arrays), or texts, is; `unknown` where no class has this
+        probability.
+        """
         return self.classify(self.trained.items(images), reject_below)
 
     @torch.no_grad()
     def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
-        """What each of items `[n, C, H, W]` is."""
+        """What each of items `[n, C, H, W]`, or texts `[n]`, is."""
         answers = []
         for start in range(0, len(items), BATCH):
             sure = self.probabilities(self.trained.inputs(items[start : start + BATCH]))  # [n, way]
@@ -136,7 +151,7 @@ class Classifier:
         return answers
 
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Probabilities `[n, way]` of inputs `[n, C, H, W]`."""
+        """Probabilities `[n, way]` of what the network takes, `[n, ...]`."""
         return functional.softmax(self.predictor(inputs) / self.temperature, dim=-1)
 
     @torch.no_grad()
@@ -146,7 +161,8 @@ class Classifier:
 
     def save(self, path: str | Path) -> None:
         """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""
-        inputs = self.support.inputs if self.trained.embeds else (self.support.inputs * 255).round().to(torch.uint8)
+        pixels = not self.trained.embeds and self.support.inputs.is_floating_point()
+        inputs = (self.support.inputs * 255).round().to(torch.uint8) if pixels else self.support.inputs
         learned = {
             "inputs": inputs.cpu(),
             "slots": self.support.targets.argmax(1).cpu(),
@@ -161,5 +177,5 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
     """The classifier whose `save` wrote `learned`."""
     inputs, names = learned["inputs"].to(trained.device), learned["names"]
     targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
-    inputs = inputs if trained.embeds else inputs.float() / 255
+    inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
     return Classifier(trained, Examples(inputs, targets), names, learned["temperature"])

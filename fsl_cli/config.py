@@ -50,7 +50,7 @@ def check(cfg: DictConfig) -> None:
     if memory is not None and memory < 0:
         raise ValueError(f"device.memory = {memory}, but it must be a number of GiB, or null for half of what is free.")
     for key in GROUPS:
-        if key in cfg:
+        if cfg.get(key) is not None:
             arguments(cfg[key], key)
 
 
@@ -90,7 +90,7 @@ def build(node: Any, key: str, **given: Any) -> Any:
         raise ValueError(message if "." in message.split(" ")[0] else f"{key}: {message}") from error
 
 
-def arguments(node: Any, key: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
     """The constructor that a config node names and its arguments, checked against names and annotations."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key} = {node!r}, but a group is chosen by its name: {key}=NAME with a file configs/{key}/NAME.yaml.")

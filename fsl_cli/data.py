@@ -13,9 +13,11 @@ from PIL import Image
 
 from fsl_cli.config import build, check
 from fsl_cli.datasets.packed import SPLITS, Packed
-from fsl_cli.episodes import EVALUATION, EpisodeSampler, Store
+from fsl_cli.datasets.texts import to_texts, transcript
+from fsl_cli.episodes import EVALUATION, EpisodeSampler
 from fsl_cli.errors import told
 from fsl_cli.schema import register
+from fsl_cli.store import Store
 from fsl_cli.tracking import picture
 
 log = logging.getLogger(__name__)
@@ -55,22 +57,23 @@ def run(cfg: DictConfig) -> None:
 
 
 def describe(data: Packed) -> list[str]:
-    """What a packed data set holds, and whether an image stands in two classes or two splits."""
-    channels, height, width = data.item_shape
+    """What a packed data set holds, and whether an item stands in two classes or two splits."""
+    what = "images" if data.item_shape else "texts"
+    size = " of " + "x".join(map(str, data.item_shape)) if data.item_shape else ""
     counts = np.asarray(data.counts)
     lines = [
-        f"{data.name}: {counts.sum():,} images of {channels}x{height}x{width} in {len(counts):,} classes of "
-        f"{counts.min()} to {counts.max()} images, {data.items.nbytes / 2**20:,.0f} MiB"
+        f"{data.name}: {counts.sum():,} {what}{size} in {len(counts):,} classes of "
+        f"{counts.min()} to {counts.max()} {what}, {data.items.nbytes / 2**20:,.0f} MiB"
     ]
     for split in SPLITS:
         own = np.asarray(data.splits[split], dtype=np.int64)
         turned = f" ({len(own) * len(data.turns[split]):,} with quarter turns)" if split in data.turns else ""
-        lines.append(f"{split}: {len(own):,} classes{turned}, {counts[own].sum():,} images")
+        lines.append(f"{split}: {len(own):,} classes{turned}, {counts[own].sum():,} {what}")
     return [*lines, *checks(data)]
 
 
 def checks(data: Packed) -> list[str]:
-    """Whether a class is in two splits, and how many images stand twice, within a class or across classes and splits."""
+    """Whether a class is in two splits, and how many items stand twice, within a class or across classes and splits."""
     members = [np.asarray(data.splits[split], dtype=np.int64) for split in SPLITS]
     split_of = np.full(len(data.counts), -1)
     for number, own in enumerate(members):
@@ -83,26 +86,33 @@ def checks(data: Packed) -> list[str]:
     other_class, other_split = (pairs[:, 0] != pairs[:, 1]).sum(), np.not_equal(*split_of[pairs].T).sum()
     return [
         f"check: {shared} classes are in two splits",
-        f"check: {len(pairs) - len(first)} images are equal to an earlier one, {other_class} of them to one of another class, "
+        f"check: {len(pairs) - len(first)} {'images' if data.item_shape else 'texts'} are equal to an earlier one, {other_class} of them to one of another class, "
         f"{other_split} to one of another split",
     ]
 
 
 def show(data: Packed, cfg: DictConfig) -> str:
-    """Draws an evaluation episode: a row for each class, support framed grey, queries green; returns where."""
+    """Draws an evaluation episode, a row for each class, support framed grey, queries green, or writes down its texts; returns
+    what and where.
+    """
     task = cfg.task
     if cfg.split not in EVALUATION:
         raise ValueError(f"split = {cfg.split!r}, expected train, val or test. Choose one of them.")
     classes = data.classes(cfg.split)
     sampler = EpisodeSampler(classes, task.way, task.shot, task.queries, 1, cfg.seed, EVALUATION[cfg.split])
     indices = sampler.fixed(cfg.episode, cfg.episode + 1)
-    episode = Store(data.items, torch.device("cpu"), budget=0).episodes(indices, task.shot)
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (255 * picture(episode, episode.query.targets)).round().to(torch.uint8)  # [3, H, W]
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")
     ends = classes.starts + classes.counts
     firsts = zip(indices.items[0, :, 0], indices.turns[0, :, 0], strict=True)
     own = [(classes.starts <= item) & (item < ends) & (classes.turns == turn) for item, turn in firsts]
     names = [classes.names[int(mine.argmax())] for mine in own]
+    out = Path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if data.item_shape:
+        episode = Store(data.items, torch.device("cpu"), budget=0).episodes(indices, task.shot)
+        pixels = (255 * picture(episode, episode.query.targets)).round().to(torch.uint8)  # [3, H, W]
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")
+    else:
+        out = out.with_suffix(".txt")
+        out.write_text(transcript(names, [to_texts(data.items[own]) for own in indices.items[0]], task.shot), encoding="utf-8")
+        log.info(out.read_text(encoding="utf-8"))
     return f"{out}: {task.way}-way {task.shot}-shot on {data.name} {cfg.split}, rows {', '.join(names)}"

@@ -1,23 +1,18 @@
-"""Which items form step `k` of a stream: samplers without state, and the gathering of items into episodes.
+"""Which items form step `k` of a stream: samplers without state.
 
 `indices(step)` is a pure function of (seed, stream, step). Resuming needs only the step number, every process draws the same
 list, and a CPU and a GPU see the same episodes.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.datasets.augment import DRAWS, Augment
 from fsl_cli.datasets.packed import Classes
-
-T = TypeVar("T")
 
 # The evaluation streams are apart from the training streams: equal seeds never give equal keys.
 TRAIN, AUGMENT = 0, 1
@@ -78,10 +73,18 @@ def _distinct(keys: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(chosen, order, axis=-1)
 
 
+def _places(rng: np.random.Generator, counts: np.ndarray, number: int) -> np.ndarray:
+    """`number` distinct places `[tasks, way, number]` in each of some classes of `counts` `[tasks, way, 1]` items."""
+    keys = rng.random((*counts.shape[:2], int(counts.max())))
+    keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # beyond the class's last item: never among the smallest
+    return _distinct(keys, number)
+
+
 class EpisodeSampler:
     """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class.
 
-    Way and shot may be ranges `[least, most]`: every step draws its own, the same for all its tasks.
+    Way and shot may be ranges `[least, most]`: every step draws its own, the same for all its tasks. Where the classes hold
+    items for queries only, queries are drawn from these and supports from the others.
     """
 
     def __init__(
@@ -108,7 +111,9 @@ class EpisodeSampler:
         if self.way > len(classes):
             raise ValueError(f"{prefix}way = {self.way}, but the split has only {len(classes)} classes. Lower {prefix}way.")
         smallest = int(np.argmin(classes.counts))
-        if self.shot + queries > classes.counts[smallest]:
+        if classes.held:
+            self._check_parts(classes.counts[smallest] - classes.held, classes, queries, prefix)
+        elif self.shot + queries > classes.counts[smallest]:
             raise ValueError(
                 f"{prefix}shot + {prefix}queries = {self.shot} + {queries} = {self.shot + queries}, but class "
                 f"{classes.names[smallest]!r} has {classes.counts[smallest]} items. Lower one of them."
@@ -116,15 +121,26 @@ class EpisodeSampler:
         self.classes, self.queries = classes, queries
         self.tasks, self.seed, self.stream = tasks, seed, stream
 
+    def _check_parts(self, learned: int, classes: Classes, queries: int, prefix: str) -> None:
+        for name, value, part, own in (("shot", self.shot, "training", learned), ("queries", queries, "test", classes.held)):
+            if value > own:
+                raise ValueError(
+                    f"{prefix}{name} = {value}, but the {part} part of a class has {own} items. Lower it, or set dataset.parts=false."
+                )
+
     def indices(self, step: int) -> Indices:
         """The items of step `step`: `[tasks, way, shot + queries]`, the support first."""
         rng = generator(self.seed, self.stream, step)
         way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
         chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), way)  # [tasks, way]
         counts = self.classes.counts[chosen][..., None]
-        keys = rng.random((self.tasks, way, int(counts.max())))
-        keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # beyond the class's last item: never among the smallest
-        items = self.classes.starts[chosen][..., None] + _distinct(keys, shot + self.queries)
+        if self.classes.held:
+            learned = counts - self.classes.held
+            asked = learned + _places(rng, np.full_like(counts, self.classes.held), self.queries)
+            places = np.concatenate([_places(rng, learned, shot), asked], axis=-1)
+        else:
+            places = _places(rng, counts, shot + self.queries)
+        items = self.classes.starts[chosen][..., None] + places
         return Indices(items, np.broadcast_to(self.classes.turns[chosen][..., None], items.shape))
 
     def fixed(self, start: int, stop: int) -> Indices:
@@ -160,83 +176,6 @@ class BatchSampler:
         epoch, place = divmod(step, len(self.labels) // self.batch)
         chosen = self._order(epoch)[place * self.batch : (place + 1) * self.batch]
         return Indices(self.items[chosen], self.turns[chosen]), self.labels[chosen]
-
-
-class Store:
-    """The items of a data set, gathered into float batches in [0, 1] on the device.
-
-    They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
-    """
-
-    def __init__(self, items: np.ndarray, device: torch.device, budget: float = math.inf, augment: Augment | None = None) -> None:
-        self.device, self.augment = device, augment or Augment()
-        self.resident = torch.tensor(np.asarray(items), device=device) if items.nbytes <= budget else None  # [n, C, H, W]
-        self.items = items  # uint8 [n, C, H, W]
-        self.shape = items.shape[1:]
-        height, width = self.shape[-2:]
-        pixels = np.arange(height * width).reshape(height, width)
-        turns = range(4 if height == width else 1)  # what is not square cannot be turned
-        turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
-        self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
-
-    def vary(self, indices: P, seed: int, step: int) -> P:
-        """The same items, with the random numbers that training step `step` augments them by, if it does."""
-        if isinstance(indices, Points) or not self.augment:
-            return indices
-        draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
-        return indices._replace(draws=draws)
-
-    def gather(self, indices: Indices) -> Tensor:
-        """Items `[..., *item]` for indices `[...]`."""
-        device = self.device
-        items = self._fetch(indices.items.ravel())  # [n, C, H, W]
-        if indices.turns.any():
-            turns = torch.as_tensor(indices.turns.ravel(), device=device)
-            source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
-            items = items.flatten(2).gather(2, source)
-        inputs = items.to(torch.float32) / 255
-        if indices.draws is not None:
-            inputs = self.augment(inputs, torch.as_tensor(indices.draws.reshape(-1, DRAWS), device=device))
-        return inputs.reshape(*indices.items.shape, *self.shape)
-
-    def _fetch(self, numbers: np.ndarray) -> Tensor:
-        if self.resident is not None:
-            return self.resident[torch.as_tensor(numbers, device=self.device)]
-        items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
-        return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
-
-    @property
-    def near(self) -> bool:
-        """Whether batches are at hand at once, and need not be fetched ahead."""
-        return self.resident is not None
-
-    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
-        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
-        assert isinstance(indices, Indices), "a store holds items"
-        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
-        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
-
-    def _examples(self, inputs: Tensor) -> Examples:
-        return label(inputs.flatten(1, 2), inputs.shape[1])
-
-    def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
-        """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
-        targets = torch.as_tensor(labels, device=self.device)
-        return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
-
-
-class Ahead(Generic[T]):
-    """`prepare(step)` for step after step, with the next one prepared by a thread while this one is worked on."""
-
-    def __init__(self, prepare: Callable[[int], T]) -> None:
-        self.prepare = prepare
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="fsl-data")
-        self.coming: tuple[int, Future[T]] | None = None
-
-    def __call__(self, step: int) -> T:
-        ready = self.coming[1].result() if self.coming and self.coming[0] == step else self.prepare(step)
-        self.coming = (step + 1, self.pool.submit(self.prepare, step + 1))
-        return ready
 
 
 def label(inputs: Tensor, way: int) -> Examples:

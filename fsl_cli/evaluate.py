@@ -83,7 +83,7 @@ def run(cfg: DictConfig) -> float:
     speed.use(algo, {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained})
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
-    store = open_store(data, place, device.data_budget(place, cfg.device.memory))
+    store = open_store(data, place, device.data_budget(place, cfg.device.memory), model)
     scores = score(algo, store, sampler, cfg.episodes)
     chosen = HydraConfig.get().runtime.choices
     names = {group: content["choices"][group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}

@@ -53,6 +53,8 @@ def run(cfg: DictConfig) -> None:
         if missing:
             raise ValueError(f"format = onnx needs packages that are not installed: pip install {' '.join(missing)}.")
     classifier = loading.load_classifier(cfg.classifier, "device=cpu")
+    if classifier.trained.what == "texts":
+        raise ValueError(f"classifier = {cfg.classifier} takes texts, and only those of images can be exported. Use fsl predict.")
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{os.getpid()}-{output.name}")
     try:

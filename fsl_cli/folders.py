@@ -23,9 +23,11 @@ class Labelled(NamedTuple):
 
 def labelled(folder: str) -> list[Labelled]:
     """The images of `FOLDER/<class>/<image>`, sorted by class and name; classes may have different numbers of them."""
-    root = _there(folder, "support")
+    root = there(folder, "support")
     if not root.is_dir():
-        raise ValueError(f"support = {folder} is a file, expected a folder with a folder of images for each class.")
+        raise ValueError(
+            f"support = {folder} is a file, expected a folder with a folder of images for each class, or a model of texts."
+        )
     stray = [path for path in _sorted(root) if _is_image(path)]
     if stray:
         raise ValueError(
@@ -46,7 +48,7 @@ def labelled(folder: str) -> list[Labelled]:
 
 def images(place: str) -> list[Path]:
     """The file `place`, or all images in and below the folder `place`, sorted."""
-    root = _there(place, "query")
+    root = there(place, "query")
     if root.is_file():
         return [root]
     found = sorted(path for path in root.rglob("*") if _is_image(path) and not _hidden(path.relative_to(root)))
@@ -89,7 +91,17 @@ def bar(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
 
 
-def _there(place: str, key: str) -> Path:
+def table(place: str, key: str) -> Path:
+    """The file `place`, for a model of texts."""
+    path = there(place, key)
+    if path.is_dir():
+        what = "text,label" if key == "support" else "texts, one on each line"
+        raise ValueError(f"{key} = {place} is a folder, but the model takes texts. Name a file of {what}.")
+    return path
+
+
+def there(place: str, key: str) -> Path:
+    """The file or folder that the user named under `key`."""
     path = Path(place).expanduser()
     if not path.exists():
         raise ValueError(f"{key} = {place}: there is no such file or folder.")

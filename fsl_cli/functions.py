@@ -10,7 +10,11 @@ import torch
 
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, P, Points, Store, generator
+from fsl_cli.datasets.texts import to_texts
+from fsl_cli.episodes import Episode, EpisodeSampler, Examples, Indices, P, Points, generator
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.texts import TextEmbedding
+from fsl_cli.store import Store
 
 
 class FunctionSampler:
@@ -68,9 +72,14 @@ Sampler = EpisodeSampler | FunctionSampler
 AnyStore = Store | FunctionStore
 
 
-def open_store(data: Packed | Drawn, place: torch.device, budget: float) -> AnyStore:
-    """What makes episodes of the data on the device, of which they may take `budget` bytes."""
-    return FunctionStore(place) if isinstance(data, Drawn) else Store(data.items, place, budget, data.augment)
+def open_store(data: Packed | Drawn, place: torch.device, budget: float, model: Embedding) -> AnyStore:
+    """What makes episodes of the data for `model` on the device, of which they may take `budget` bytes."""
+    if isinstance(data, Drawn):
+        return FunctionStore(place)
+    if isinstance(model, TextEmbedding):
+        texts = to_texts(data.items)
+        return Store(model.encode(texts), place, budget, texts=texts)
+    return Store(data.items, place, budget, data.augment)
 
 
 def open_sampler(

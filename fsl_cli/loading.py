@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
-from fsl_cli.config import build, check, composed, locate, offer, typed
+from fsl_cli.config import arguments, build, check, composed, locate, offer, typed
 from fsl_cli.datasets.packed import Dataset
+from fsl_cli.datasets.texts import is_table
+from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.schema import register
 
 PATHS = ("checkpoint", "classifier", "support", "query", "output")
@@ -31,8 +33,8 @@ def prepare(overrides: list[str]) -> list[str]:
         raise ValueError("device = ddp, but predictions are made by one process. Use device=auto, cpu or cuda.")
     overrides = quoted(overrides)
     keys = [key for key in ("checkpoint", "classifier") if words.get(key, "null") != "null"]
-    if not keys:
-        return overrides
+    if not keys:  # a table holds texts
+        return ["model=text_encoder", *overrides] if is_table(words.get("support", "")) and "model" not in words else overrides
     if len(keys) == 2:
         raise ValueError("classifier already holds what its checkpoint did. Give checkpoint or classifier, not both.")
     config = OmegaConf.to_container(OmegaConf.create(checkpoint.load(words[keys[0]], keys[0])["config"]))
@@ -62,8 +64,10 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     content = checkpoint.load(path, key) if path is not None else blank(cfg, choices)
     names = {name: content["choices"][name] if choices.get(name, "trained") == "trained" else choices[name] for name in NAMES}
     shape = tuple(content["data"]["item_shape"])
-    if len(shape) != 3:
-        raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, which are no images. Use another.")
+    if len(shape) not in (0, 3):
+        raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, neither images nor texts. Use another.")
+    if cfg.size is not None and not shape:
+        raise ValueError(f"size = {cfg.size}, but texts have none. Leave it away.")
     shape = (shape[0], cfg.size, cfg.size) if cfg.size is not None else shape
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
@@ -72,7 +76,7 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     if path is None and not model.pretrained:
         raise ValueError(
             f"model = {names['model']} has no weights yet. Give checkpoint=best.pt that fsl train wrote, or choose "
-            "model=efficientnet_lite0, which comes with weights."
+            "model=efficientnet_lite0 or, for texts, text_encoder, which come with weights."
         )
     algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
     algo = device.settle(algo, place, cfg.device.precision.value)
@@ -95,7 +99,8 @@ def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint would say of an algorithm that was not trained here."""
     names = {name: choices[name] for name in TRAINED} | {"dataset": "no data set"}
     config = OmegaConf.create({"dataset": None})
-    shape = [CHANNELS, cfg.size or SIZE, cfg.size or SIZE]
+    texts = issubclass(arguments(cfg.model, "model")[0], TextEmbedding)
+    shape = [] if texts else [CHANNELS, cfg.size or SIZE, cfg.size or SIZE]
     return {"config": OmegaConf.to_yaml(config), "choices": names, "data": {"item_shape": shape, "classes": 1}}
 
 

@@ -1,4 +1,5 @@
-"""`fsl predict support=FOLDER query=FOLDER`: learn classes from labelled images, say what the other images are.
+"""`fsl predict support=FOLDER query=FOLDER`: learn classes from labelled images (or a table of labelled texts), say what the
+other images (or texts) are.
 
 The algorithm is that of `checkpoint=PATH`, or a pretrained embedding with its nearest class mean; `classifier=PATH` has
 learned its classes before, in `fsl adapt`.
@@ -7,6 +8,7 @@ learned its classes before, in `fsl adapt`.
 import csv
 import json
 import logging
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from omegaconf import DictConfig
 from fsl_cli import folders, loading
 from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, restored
 from fsl_cli.config import run_folder
+from fsl_cli.datasets.texts import read_labelled, read_texts
 from fsl_cli.errors import told
 from fsl_cli.schema import register
 
@@ -24,6 +27,9 @@ log = logging.getLogger(__name__)
 prepare = loading.prepare
 
 SHOWN = 50  # lines of the table
+TEXT = 80  # characters of a text in it
+
+Answers = list[tuple[str, Prediction]]  # by the file or the text
 
 register()
 
@@ -35,15 +41,15 @@ def main(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> None:
-    """Adapts to the support images, or takes a classifier that has, and writes predictions.csv and predictions.json."""
+    """Adapts to the support set, or takes a classifier that has, and writes predictions.csv and predictions.json."""
     folder = run_folder()
     if (folder / "predictions.json").exists():
         raise ValueError(f"out = {folder} already holds predictions. Choose another folder.")
     if cfg.query is None:
-        raise ValueError("query has no value. Name an image, or a folder of images: query=unknown/.")
+        raise ValueError("query has no value. Name an image, a folder of images, or a file of texts: query=unknown/.")
     if cfg.reject_below is not None and not 0 <= cfg.reject_below <= 1:
         raise ValueError(f"reject_below = {cfg.reject_below}, but it must be a probability from 0 to 1, or null.")
-    files = folders.images(cfg.query)
+    folders.there(cfg.query, "query")
     trained, content = loading.assemble(cfg, HydraConfig.get().runtime.choices)
     reader = folders.Reader(trained.item)
     if cfg.classifier is None:
@@ -54,18 +60,24 @@ def run(cfg: DictConfig) -> None:
         classifier = restored(trained, content["classifier"])
     log.info(line(classifier))
     found = assess(classifier) if cfg.leave_one_out else {}
-    answers = judged(classifier, files, reader, cfg.reject_below)
-    for words in table(answers):
+    answers = judged(classifier, cfg.query, reader, cfg.reject_below)
+    column = "file" if trained.what == "images" else "text"
+    for words in table(answers, column):
         log.info(words)
-    write(folder, answers, {**protocol(classifier), "reject_below": cfg.reject_below, **found, "skipped": reader.skipped})
+    write(folder, answers, column, {**protocol(classifier), "reject_below": cfg.reject_below, **found, "skipped": reader.skipped})
     log.info(f"{len(answers)} predictions are in {folder / 'predictions.csv'} and predictions.json")
     reader.raise_if_skipped(folder / "predictions.csv")
 
 
 def adapted(trained: Trained, support: str | None, reader: folders.Reader) -> Classifier:
-    """The classifier of the images in `support/<class>/`."""
+    """The classifier of the images in `support/<class>/`, or of the texts in the table `support`."""
     if support is None:
-        raise ValueError("support has no value. Name a folder with a folder of images for each class: support=my_classes/.")
+        raise ValueError(
+            "support has no value. Name a folder with a folder of images for each class, support=my_classes/, or a table of "
+            "text,label."
+        )
+    if trained.what == "texts":
+        return trained.adapt(*zip(*read_labelled(folders.table(support, "support")), strict=True))
     files = folders.labelled(support)
     with folders.bar(len(files), "learning") as bar:
         items, kept = reader.read([file.path for file in files], bar)
@@ -85,32 +97,34 @@ def line(classifier: Classifier) -> str:
     each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
     names = classifier.trained.origin["choices"]
     return (
-        f"{len(classifier.names)} classes of {each} images each, learned by {names['algo']} with {names['model']} "
+        f"{len(classifier.names)} classes of {each} {classifier.trained.what} each, learned by {names['algo']} with {names['model']} "
         f"({names['dataset']}), norm {classifier.trained.algo.norm}, temperature {classifier.temperature:.2f}"
     )
 
 
 def assess(classifier: Classifier) -> dict[str, Any]:
-    """Logs the accuracy on the support images, each left out in turn; returns it for predictions.json."""
+    """Logs the accuracy on the support set, each left out in turn; returns it for predictions.json."""
     found = classifier.leave_one_out()
     log.info(
-        f"Leave-one-out accuracy on the support images: {100 * found.accuracy:.1f} % "
-        f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f} %, {found.images} images)"
+        f"Leave-one-out accuracy on the support {classifier.trained.what}: {100 * found.accuracy:.1f} % "
+        f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f} %, {found.images} {classifier.trained.what})"
     )
     return {"leave_one_out": found._asdict()}
 
 
-def judged(
-    classifier: Classifier, files: list[Path], reader: folders.Reader, reject_below: float | None
-) -> dict[str, Prediction]:
-    """What each file is, by its name; a file that cannot be read is left to the reader's account."""
-    answers: dict[str, Prediction] = {}
+def judged(classifier: Classifier, query: str, reader: folders.Reader, reject_below: float | None) -> Answers:
+    """What each file, or each text, is; a file that cannot be read is left to the reader's account."""
+    if classifier.trained.what == "texts":
+        texts = read_texts(folders.table(query, "query"))
+        return list(zip(texts, classifier(texts, reject_below), strict=True))
+    files = folders.images(query)
+    answers: Answers = []
     with folders.bar(len(files), "predicting") as bar:
         for start in range(0, len(files), BATCH):
             part = files[start : start + BATCH]
             items, kept = reader.read(part, bar)
             names = [str(file) for file, keep in zip(part, kept, strict=True) if keep]
-            answers |= dict(zip(names, classifier.classify(items, reject_below), strict=True))
+            answers += zip(names, classifier.classify(items, reject_below), strict=True)
     return answers
 
 
@@ -121,28 +135,35 @@ def protocol(classifier: Classifier) -> dict[str, Any]:
         **{name: classifier.trained.origin["choices"][name] for name in loading.NAMES if name != "task"},
         "norm": classifier.trained.algo.norm,
         "temperature": classifier.temperature,
-        "support_images": dict(zip(classifier.names, counts, strict=True)),
+        f"support_{classifier.trained.what}": dict(zip(classifier.names, counts, strict=True)),
     }
 
 
-def table(answers: dict[str, Prediction]) -> list[str]:
-    """The lines that are shown: file, predicted class, its probability, runner-up."""
-    rows = [("file", "class", "probability", "runner-up")]
-    for file, answer in list(answers.items())[:SHOWN]:
+def table(answers: Answers, column: str) -> list[str]:
+    """The lines that are shown: file or text, predicted class, its probability, runner-up."""
+    rows = [(column, "class", "probability", "runner-up")]
+    for item, answer in answers[:SHOWN]:
         name, chance = answer.ranking[1]
-        rows.append((file, answer.label, f"{100 * answer.probability:.1f} %", f"{name} ({100 * chance:.1f} %)"))
+        rows.append(
+            (
+                textwrap.shorten(item, TEXT) if column == "text" else item,
+                answer.label,
+                f"{100 * answer.probability:.1f} %",
+                f"{name} ({100 * chance:.1f} %)",
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines + ([f"... and {len(answers) - SHOWN} more"] if len(answers) > SHOWN else [])
 
 
-def write(folder: Path, answers: dict[str, Prediction], summary: dict[str, Any]) -> None:
-    """Writes predictions.csv, a line for each image, and predictions.json, which also says how they were made."""
+def write(folder: Path, answers: Answers, column: str, summary: dict[str, Any]) -> None:
+    """Writes predictions.csv, a line for each image or text, and predictions.json, which also says how they were made."""
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["file", "prediction", "probability", "class", "runner_up", "runner_up_probability"])
-        for name, answer in answers.items():
+        lines.writerow([column, "prediction", "probability", "class", "runner_up", "runner_up_probability"])
+        for name, answer in answers:
             lines.writerow([name, answer.label, answer.probability, answer.ranking[0][0], *answer.ranking[1]])
-    rows = [{"file": name, **answer._asdict(), "ranking": dict(answer.ranking)} for name, answer in answers.items()]
+    rows = [{column: name, **answer._asdict(), "ranking": dict(answer.ranking)} for name, answer in answers]
     text = json.dumps({**summary, "predictions": rows}, indent=2, ensure_ascii=False)
     (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")

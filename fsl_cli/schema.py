@@ -128,6 +128,7 @@ class Data:
     """`fsl data`."""
 
     action: str = MISSING
+    model: Any = None
     dataset: Any = MISSING
     task: Task = MISSING
     split: str = MISSING

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, chunks
-from fsl_cli.episodes import Episode, Examples, Indices, Store, label
+from fsl_cli.episodes import Episode, Examples, Indices, label
 from fsl_cli.functions import AnyStore, Sampler
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
+from fsl_cli.store import Store
 
 CACHED_CHUNK = 250  # episodes scored at once from cached embeddings
 EMBED_BATCH = 1000  # items embedded at once for the cache
@@ -43,6 +44,9 @@ def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> 
 def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:
     """Embeds every item of the list once, and scores all episodes from the embeddings."""
     keys, places = np.unique(indices.items * 4 + indices.turns, return_inverse=True)
+    if store.lengths is not None:  # texts of one length together
+        order = np.argsort(store.lengths[keys // 4], kind="stable")
+        keys, places = keys[order], np.argsort(order)[places]
     items, turns = np.divmod(keys, 4)
     cuts = range(0, len(keys), EMBED_BATCH)
     features = torch.cat(

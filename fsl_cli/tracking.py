@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +20,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fsl_cli.algos.base import Algorithm
+from fsl_cli.datasets.texts import transcript
 from fsl_cli.episodes import Episode
 from fsl_cli.functions import AnyStore, Sampler
+from fsl_cli.store import Store
 
 SKETCH = (480, 320)  # pixels
 TRUTH, BEFORE, AFTER = (150, 150, 150), (120, 160, 240), (210, 40, 40)
@@ -69,9 +72,12 @@ class Tracker:
         for inner_step, value in enumerate(values):
             self.board.add_scalar(f"adaptation/{name}", value, inner_step)
 
-    def picture(self, name: str, image: Tensor, step: int) -> None:
-        """Keeps an image `[3, H, W]` in [0, 1]."""
-        self.board.add_image(name, image, step)
+    def picture(self, name: str, image: Tensor | str, step: int) -> None:
+        """Keeps an image `[3, H, W]` in [0, 1], or a text in its place."""
+        if isinstance(image, str):
+            self.board.add_text(name, textwrap.indent(image, "    "), step)  # indented, Markdown leaves lines as they are
+        else:
+            self.board.add_image(name, image, step)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Keeps the settings of the run beside what it came to."""
@@ -97,10 +103,16 @@ def _step(line: str) -> int:
 
 
 @torch.no_grad()
-def first_episode(algo: Algorithm, store: AnyStore, sampler: Sampler) -> Tensor:
-    """A picture of the first evaluation episode and what the algorithm says to it."""
-    episode = store.episodes(sampler.fixed(0, 1), sampler.shot)
+def first_episode(algo: Algorithm, store: AnyStore, sampler: Sampler) -> Tensor | str:
+    """A picture of the first evaluation episode and what the algorithm says to it, or its texts."""
+    indices = sampler.fixed(0, 1)
+    episode = store.episodes(indices, sampler.shot)
     algo.eval()
+    if isinstance(store, Store) and store.texts is not None:
+        right = algo.predictions(episode)[0].argmax(-1) == episode.query.targets[0].argmax(-1)
+        texts = [[store.texts[number] for number in row] for row in indices.items[0]]
+        names = [f"class {slot}" for slot in range(1, sampler.way + 1)]
+        return transcript(names, texts, sampler.shot, right.unflatten(0, (sampler.way, -1)).cpu().numpy())
     return sketch(episode, algo.curves(episode)) if algo.regression else picture(episode, algo.predictions(episode))
 
 

@@ -17,7 +17,7 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import arguments, build, check, flat, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, Ahead, BatchSampler, Episode, Store
+from fsl_cli.episodes import TRAIN, BatchSampler, Episode
 from fsl_cli.errors import RunError, told
 from fsl_cli.functions import AnyStore, Sampler, open_sampler, open_store
 from fsl_cli.interrupt import Interrupt
@@ -25,6 +25,7 @@ from fsl_cli.metrics import interval, summary
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
+from fsl_cli.store import Ahead, Store
 from fsl_cli.tracking import Tracker, first_episode
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
     data = build(cfg.dataset, "dataset").load()
-    store = open_store(data, place, device.data_budget(place, cfg.device.memory))
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place)
+    store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
         state.restore(content)

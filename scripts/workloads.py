@@ -20,9 +20,10 @@ from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.algos.reptile import Reptile, minibatches
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import EVALUATION, TRAIN, Episode, EpisodeSampler, Store
+from fsl_cli.episodes import EVALUATION, TRAIN, Episode, EpisodeSampler
 from fsl_cli.models.conv4 import Conv4
 from fsl_cli.scoring import score
+from fsl_cli.store import Store
 
 Step = Callable[[], object]
 LR = 0.1  # of the inner loops: the same everywhere; the weights do not change in the course of a measurement

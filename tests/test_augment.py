@@ -6,7 +6,8 @@ import torch
 from torchvision.transforms import functional as transforms
 
 from fsl_cli.datasets.augment import DRAWS, Augment
-from fsl_cli.episodes import Indices, Store
+from fsl_cli.episodes import Indices
+from fsl_cli.store import Store
 
 IMAGES = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
 

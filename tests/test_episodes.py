@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from fsl_cli.datasets.packed import Classes, Packed
-from fsl_cli.episodes import BatchSampler, EpisodeSampler, Store
+from fsl_cli.episodes import BatchSampler, EpisodeSampler
+from fsl_cli.store import Store
 
 
 def classes(counts: list[int], turns: list[int] | None = None) -> Classes:

@@ -20,8 +20,9 @@ from fsl_cli.algos.base import Batch, Outcome, map_tensors
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import TRAIN, Ahead, Episode, EpisodeSampler, Store
+from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.models.conv4 import Conv4
+from fsl_cli.store import Ahead, Store
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FREE: speed.Choice = {"threads": None, "task_chunk": None, "channels_last": False}

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import ACCURACY, MSE, Measure
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers, statistics
 
 Batch = Episode | Examples
@@ -31,6 +32,7 @@ class Algorithm(nn.Module, ABC):
     `adapt` and of its predictor are embeddings.
     """
 
+    model: Embedding
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`

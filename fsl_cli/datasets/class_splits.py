@@ -1,8 +1,10 @@
 """Which classes are train, val and test: lists checked in as splits/NAME.json, or a constant rule. Never a run's seed."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -32,3 +34,34 @@ def only_test(classes: int) -> Splits:
     """All classes test: for a model that was trained on another data set."""
     none = np.array([], dtype=np.int64)
     return {"train": none, "val": none, "test": np.arange(classes)}
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuses fractions of the classes for train, val and test that are not three, or do not sum to 1."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"dataset.fractions = {fractions}, expected three that sum to 1: train, val, test. Use [0.6,0.2,0.2].")
+
+
+def by_hash(names: Sequence[str], fractions: Sequence[float]) -> Splits:
+    """The splits that a hash of each class's name gives, whatever other classes there are."""
+    places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names]
+    own = np.searchsorted(np.cumsum(fractions[:2]), places, side="right")
+    return {split: np.flatnonzero(own == number) for number, split in enumerate(SPLITS)}
+
+
+def from_file(names: Sequence[str], path: Path, place: str) -> Splits:
+    """The splits that a user's JSON file of lists gives; `place` is where the names are from, for messages."""
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        members = [str(name) for split in SPLITS for name in lists[split]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'dataset.lists = {path} cannot be used ({error}), expected a JSON file {{"train": [class names], "val": [...], '
+            '"test": [...]}.'
+        ) from error
+    strange = sorted(set(members) - set(names))
+    twice = sorted({name for name in members if members.count(name) > 1})
+    if strange or twice:
+        found = f"{twice[0]!r} twice" if twice else f"{strange[0]!r}, which is no {place}"
+        raise ValueError(f"dataset.lists = {path} has {found}, expected every class at most once and by its name there.")
+    return by_name(names, lists)

@@ -4,15 +4,13 @@ The classes are split by three folders, `root/train/<class>/<image>` and so on, 
 file of lists; or by a hash of each class's name, so that a class stays in its split when others come and go.
 """
 
-import hashlib
-import json
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from fsl_cli.datasets import archives, trees
 from fsl_cli.datasets.augment import Augment
-from fsl_cli.datasets.class_splits import Splits, by_name, only_test
+from fsl_cli.datasets.class_splits import Splits, by_hash, check_fractions, from_file, only_test
 from fsl_cli.datasets.images import check_shape
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack
 
@@ -45,10 +43,7 @@ class ImageFolder(Dataset):
         jitter: float = 0.0,
     ) -> None:
         check_shape(size, channels)
-        if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-            raise ValueError(
-                f"dataset.fractions = {fractions}, expected three that sum to 1: train, val, test. Use [0.6,0.2,0.2]."
-            )
+        check_fractions(fractions)
         self.root, self.cache_dir, self.lists = Path(root).expanduser(), cache_dir, lists
         self.fractions = fractions
         self.size, self.channels, self.test_only = size, channels, test_only
@@ -78,11 +73,10 @@ class ImageFolder(Dataset):
 
     def _splits(self, names: list[str]) -> Splits:
         if self.lists is not None:
-            return self._from_lists(names, Path(self.lists).expanduser())
+            return from_file(names, Path(self.lists).expanduser(), f"folder below {self.root}")
         if {name.split("/")[0] for name in names} == set(SPLITS) and all("/" in name for name in names):
             return self._from_folders(names)
-        own = np.array([self._hashed(name) for name in names])
-        return {split: np.flatnonzero(own == number) for number, split in enumerate(SPLITS)}
+        return by_hash(names, self.fractions)
 
     def _from_folders(self, names: list[str]) -> Splits:
         seen: dict[str, str] = {}
@@ -97,24 +91,3 @@ class ImageFolder(Dataset):
             split: np.array([c for c, name in enumerate(names) if name.startswith(f"{split}/")], dtype=np.int64)
             for split in SPLITS
         }
-
-    def _from_lists(self, names: list[str], path: Path) -> Splits:
-        try:
-            lists = json.loads(path.read_text(encoding="utf-8"))
-            members = [str(name) for split in SPLITS for name in lists[split]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'dataset.lists = {path} cannot be used ({error}), expected a JSON file {{"train": [class names], "val": [...], '
-                '"test": [...]}.'
-            ) from error
-        strange = sorted(set(members) - set(names))
-        twice = sorted({name for name in members if members.count(name) > 1})
-        if strange or twice:
-            found = f"{twice[0]!r} twice" if twice else f"{strange[0]!r}, which is no folder below {self.root}"
-            raise ValueError(f"dataset.lists = {path} has {found}, expected every class at most once and by its folder's name.")
-        return by_name(names, lists)
-
-    def _hashed(self, name: str) -> int:
-        """The number of the split that a class belongs to, whatever other classes there are."""
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-        return int(np.searchsorted(np.cumsum(self.fractions[:2]), place, side="right"))

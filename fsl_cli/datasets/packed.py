@@ -1,7 +1,7 @@
 """The one form that every data set takes, on disk and in memory.
 
-A packed data set is a folder of the cache with `items.npy` (uint8 `[n, C, H, W]`, sorted by class) and `classes.json`
-(name and number of items of each class). It is written once, atomically, and memory-mapped afterwards.
+A packed data set is a folder of the cache with `items.npy` (images uint8 `[n, C, H, W]` or texts as bytes `[n]`, sorted by
+class) and `classes.json` (name and number of items of each class). It is written once, atomically, and memory-mapped afterwards.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ SPLITS = ("train", "val", "test")
 
 
 class Raw(NamedTuple):
-    """What a reader makes of the raw files: items uint8 `[n, C, H, W]` sorted by class, and each class's name and size."""
+    """What a reader makes of the raw files: items sorted by class (images uint8 `[n, C, H, W]` or texts as bytes `[n]`), and
+    each class's name and size.
+    """
 
     items: np.ndarray
     names: list[str]
@@ -43,6 +45,7 @@ class Classes:
     starts: np.ndarray  # [classes]
     counts: np.ndarray  # [classes]
     turns: np.ndarray  # [classes] quarter turns, 0 to 3; a turned copy of a class is a class of its own
+    held: int = 0  # the last items of each class that are for queries only, and the others for supports; 0: none
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,16 +56,17 @@ class Packed:
     """A data set ready for use.
 
     `splits` gives the class numbers of each split, `turns` the quarter turns that count as classes there (default: none),
-    `augment` what training does to the items (default: nothing).
+    `augment` what training does to the items (default: nothing), `held` how many of each class are for queries only.
     """
 
     name: str
-    items: np.ndarray  # uint8 [n, C, H, W], memory-mapped
+    items: np.ndarray  # images uint8 [n, C, H, W] or texts as bytes [n], memory-mapped
     names: list[str]  # [classes]
     counts: np.ndarray  # [classes]
     splits: dict[str, np.ndarray]
     turns: dict[str, tuple[int, ...]] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
+    held: int = 0
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -83,7 +87,7 @@ class Packed:
         chosen = np.repeat(base, len(turns))
         turned = np.tile(turns, len(base))
         names = [self.names[c] + (f" turned {90 * t}" if t else "") for c, t in zip(chosen, turned, strict=True)]
-        return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned)
+        return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned, self.held)
 
 
 class Dataset(ABC):
@@ -175,5 +179,6 @@ def _open(folder: Path) -> Raw | None:
         names, counts = table["names"], table["counts"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    whole = items.dtype == np.uint8 and items.ndim == 4 and len(items) == sum(counts) and len(names) == len(counts)
+    known = (items.dtype.kind, items.ndim) in (("u", 4), ("S", 1))
+    whole = known and len(items) == sum(counts) and len(names) == len(counts)
     return Raw(items, names, counts) if whole else None

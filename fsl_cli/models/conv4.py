@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.embedding import Embedding, described
 from fsl_cli.models.norm import Norm
 
 
@@ -26,7 +26,7 @@ class Conv4(Embedding):
     ) -> None:
         super().__init__()
         if len(item_shape) != 3:
-            raise ValueError(f"model=conv4 takes images [C, H, W], but the items of the data set are {item_shape}.")
+            raise ValueError(f"model=conv4 takes images [C, H, W], but the items of the data set are {described(item_shape)}.")
         if filters < 1:
             raise ValueError(f"model.filters = {filters}, but it must be at least 1.")
         if not 0 <= halvings <= 4:

@@ -13,3 +13,8 @@ class Embedding(nn.Module):
     def out_shape(self) -> tuple[int, ...]:
         """What an embedding was before it was flattened: `(features,)`, or `(channels, height, width)`."""
         return (self.out_features,)
+
+
+def described(item_shape: tuple[int, ...]) -> str:
+    """What items of a shape are called in a message: those of shape () are texts."""
+    return str(list(item_shape)) if item_shape else "texts (for which there are model=bag_of_words and text_encoder)"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.embedding import Embedding, described
 from fsl_cli.models.norm import Norm
 
 
@@ -23,6 +23,8 @@ class MLP(Embedding):
         activation: Literal["relu", "tanh"] = "relu",
     ) -> None:
         super().__init__()
+        if not item_shape:
+            raise ValueError(f"model=mlp takes arrays of numbers, but the items of the data set are {described(item_shape)}.")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"model.hidden = {hidden}, but it must list at least one width of 1 or more.")
         layers: list[nn.Module] = [nn.Flatten()]

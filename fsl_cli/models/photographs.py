@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
+from fsl_cli.models.embedding import described
 from fsl_cli.models.norm import Norm
 
 
 def check_images(name: str, item_shape: tuple[int, ...]) -> None:
     """Refuses items that are no images, grey or in colour."""
     if len(item_shape) != 3 or item_shape[0] not in (1, 3):
-        raise ValueError(f"model={name} takes images [1 or 3, H, W], but the items of the data set are {list(item_shape)}.")
+        raise ValueError(f"model={name} takes images [1 or 3, H, W], but the items of the data set are {described(item_shape)}.")
 
 
 def in_colour(images: Tensor, size: int | None) -> Tensor:

