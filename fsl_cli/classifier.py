@@ -89,8 +89,8 @@ class Trained:
             )
         if self.way not in (None, len(names)):
             raise ValueError(
-                f"The support {self.what} are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head for the "
-                f"task.way = {self.way} that it was trained with. Give {self.way} classes, train with task.way={len(names)}, "
+                f"The support {self.what} are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head "
+                f"for the task.way = {self.way} that it was trained with. Give {self.way} classes, train with task.way={len(names)}, "
                 "or use an algorithm without a fixed head, such as algo=protonet."
             )
         slots = torch.tensor([names.index(label) for label in labels], device=self.device)

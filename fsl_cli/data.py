@@ -83,10 +83,11 @@ def checks(data: Packed) -> list[str]:
     classes = np.repeat(np.arange(len(data.counts)), data.counts).tolist()
     keys = (hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in data.items)
     pairs = np.array([(first.setdefault(key, own), own) for key, own in zip(keys, classes, strict=True)])  # [n, 2]
+    what = "images" if data.item_shape else "texts"
     other_class, other_split = (pairs[:, 0] != pairs[:, 1]).sum(), np.not_equal(*split_of[pairs].T).sum()
     return [
         f"check: {shared} classes are in two splits",
-        f"check: {len(pairs) - len(first)} {'images' if data.item_shape else 'texts'} are equal to an earlier one, {other_class} of them to one of another class, "
+        f"check: {len(pairs) - len(first)} {what} are equal to an earlier one, {other_class} of them to one of another class, "
         f"{other_split} to one of another split",
     ]
 

@@ -125,7 +125,8 @@ class EpisodeSampler:
         for name, value, part, own in (("shot", self.shot, "training", learned), ("queries", queries, "test", classes.held)):
             if value > own:
                 raise ValueError(
-                    f"{prefix}{name} = {value}, but the {part} part of a class has {own} items. Lower it, or set dataset.parts=false."
+                    f"{prefix}{name} = {value}, but the {part} part of a class has {own} items. Lower it, or set "
+                    "dataset.parts=false."
                 )
 
     def indices(self, step: int) -> Indices:

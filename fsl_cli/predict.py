@@ -97,8 +97,8 @@ def line(classifier: Classifier) -> str:
     each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
     names = classifier.trained.origin["choices"]
     return (
-        f"{len(classifier.names)} classes of {each} {classifier.trained.what} each, learned by {names['algo']} with {names['model']} "
-        f"({names['dataset']}), norm {classifier.trained.algo.norm}, temperature {classifier.temperature:.2f}"
+        f"{len(classifier.names)} classes of {each} {classifier.trained.what} each, learned by {names['algo']} with "
+        f"{names['model']} ({names['dataset']}), norm {classifier.trained.algo.norm}, temperature {classifier.temperature:.2f}"
     )
 
 

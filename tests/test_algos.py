@@ -14,12 +14,19 @@ from fsl_cli.speed import use
 
 FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
-PRETRAINED = {"efficientnet_lite0", "timm"}  # of packages that need not be there: test_pretrained.py
+PRETRAINED = {"efficientnet_lite0", "timm", "text_encoder"}  # of packages that need not be there: test_pretrained.py
 MODELS = sorted({path.stem for path in (FOLDER / "model").glob("*.yaml")} - PRETRAINED)
-# The other models are options of these two: their tests are slow ones.
+TEXTS = {"bag_of_words"}  # what takes no images
+# The other models are options of these two, or have a short test of their own: with them all tests are slow ones.
 EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=pytest.mark.slow) for model in MODELS]
 SHAPE = (1, 16, 16)
-SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
+SMALL = {
+    "conv4": ["model.filters=4"],
+    "conv4_maps": ["model.filters=4"],
+    "mlp": ["model.hidden=[12,10]"],
+    "mlp_sine": [],
+    "bag_of_words": ["model.features=10", "model.buckets=60"],
+}
 QUICK = {
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],
@@ -32,12 +39,19 @@ CLASSES = 12
 def make(algo: str, model: str, *overrides: str) -> Algorithm:
     cfg = composed(f"algo={algo}", f"model={model}", "task.way=3", *SMALL[model], *QUICK.get(algo, []), *overrides)
     torch.manual_seed(0)
-    network = build(cfg.model, "model", item_shape=SHAPE)
+    network = build(cfg.model, "model", item_shape=() if model in TEXTS else SHAPE)
     return build(cfg.algo, "algo", model=network, classes=CLASSES).double()
 
 
-def blobs(tasks: int, way: int, shot: int, queries: int, noise: float = 0.3) -> Episode:
-    """Episodes of separable classes: each a random pattern, seen through noise."""
+def blobs(tasks: int, way: int, shot: int, queries: int, noise: float = 0.3, texts: bool = False) -> Episode:
+    """Episodes of separable classes: each a random pattern, seen through noise, or words that its texts are made of."""
+    if texts:
+        words = torch.stack([torch.randperm(CLASSES)[:way] for _ in range(tasks)])[:, :, None, None]
+        tokens = 1 + 4 * words + torch.randint(4, (tasks, way, shot + queries, 6))
+        ends = torch.randint(2, 7, (tasks, way, shot + queries, 1))
+        tokens = tokens.masked_fill(torch.arange(6) >= ends, 0)
+        parts = (tokens[:, :, :shot], tokens[:, :, shot:])
+        return Episode(*(Examples(x.flatten(1, 2), label(x.flatten(1, 2), way).targets.double()) for x in parts))
     patterns = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     chosen = torch.stack([torch.randperm(CLASSES)[:way] for _ in range(tasks)])
     inputs = patterns[chosen].unsqueeze(2) + noise * torch.randn(tasks, way, shot + queries, *SHAPE, dtype=torch.float64)
@@ -71,7 +85,7 @@ def test_the_folders_are_not_empty():
 @pytest.mark.parametrize("algo", ALGOS)
 def test_logits_have_a_row_per_query_and_a_column_per_class(algo: str, model: str):
     built = make(algo, model).eval()
-    episode = blobs(2, 3, 2, 4)
+    episode = blobs(2, 3, 2, 4, texts=model in TEXTS)
     with torch.no_grad():
         assert built.predictions(episode).shape == (2, 12, 3)
         for protocol in built.norms:
@@ -96,7 +110,7 @@ def test_adapting_changes_nothing_and_answers_twice_the_same(algo: str):
 @pytest.mark.parametrize("algo", [algo for algo in ALGOS if make(algo, "mlp").batches is Episode])
 def test_mapped_loss_and_gradients_equal_a_loop_over_tasks(algo: str, model: str):
     mapped = make(algo, model).train()
-    batch = blobs(4, 3, 2, 4)
+    batch = blobs(4, 3, 2, 4, texts=model in TEXTS)
     mapped.task_chunk = 3  # a full chunk and a rest
     together = mapped.backward(batch)
     losses, sums = [], {}
@@ -116,7 +130,7 @@ def test_mapped_loss_and_gradients_equal_a_loop_over_tasks(algo: str, model: str
 def test_mapped_predictions_equal_one_task_at_a_time_under_every_norm_protocol(algo: str, model: str):
     name, *options = algo.split()
     built = make(name, model, *options).eval()
-    batch = blobs(3, 3, 2, 4)
+    batch = blobs(3, 3, 2, 4, texts=model in TEXTS)
     with torch.no_grad():
         for protocol in built.norms:
             built.use_norm(protocol)

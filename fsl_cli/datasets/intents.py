@@ -54,7 +54,8 @@ class Intents(Dataset):
     ) -> None:
         if fold not in range(1, 6):
             raise ValueError(f"dataset.fold = {fold}, but there are five class splits: it must be 1 to 5.")
-        self.name, self.home, self.files, self.sentences = name, home, files, dict(zip(PARTS, sentences, strict=True))
+        self.sentences: dict[str, int] = dict(zip(PARTS, sentences, strict=True))
+        self.name, self.home, self.files = name, home, files
         self.data_dir, self.cache_dir, self.source = Path(data_dir).expanduser(), cache_dir, source
         self.lists = listed(f"{name}_fold{fold}")
         self.names = sorted(name for split in SPLITS for name in self.lists[split])

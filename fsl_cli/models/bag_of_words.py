@@ -1,4 +1,4 @@
-"""A bag of words and word pairs: the mean of learned vectors, which knows no order beyond the pairs and needs no other weights.
+"""A bag of words: the sum of learned vectors, which knows no order but that of word pairs, and needs no other weights.
 
 Words are not listed but hashed (Weinberger et al., 2009, https://arxiv.org/abs/0902.2206), so that words never seen in training
 have vectors too, random ones, by which equal words are recognised.
