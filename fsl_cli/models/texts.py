@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from fsl_cli.models.embedding import Embedding
 
@@ -21,9 +20,3 @@ def check_texts(name: str, item_shape: tuple[int, ...]) -> None:
     """Refuses items that are no texts."""
     if item_shape:
         raise ValueError(f"model={name} takes texts, but the items of the data set are {list(item_shape)}. Use model=conv4.")
-
-
-def mean_of(rows: Tensor, tokens: Tensor) -> Tensor:
-    """The mean `[n, features]` of what stands in `rows` `[n, length, features]` for the tokens that are there."""
-    there = tokens.ne(0).unsqueeze(-1)
-    return (rows * there).sum(1) / there.sum(1).clamp(min=1)
