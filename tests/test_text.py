@@ -254,7 +254,14 @@ def test_batches_are_as_long_as_their_longest_text(tmp_path: Path):
     assert episode.support.inputs.shape == (3, 2, 3) and episode.support.inputs.dtype == torch.int64
 
 
-@pytest.mark.parametrize(("algo", "words"), [("protonet", []), ("maml", ["norm=support", "algo.inner_steps=1", "algo.eval_inner_steps=2"]), ("finetune", ["algo.batch=16"])])
+@pytest.mark.parametrize(
+    ("algo", "words"),
+    [
+        ("protonet", []),
+        ("maml", ["norm=support", "algo.inner_steps=1", "algo.eval_inner_steps=2"]),
+        pytest.param("finetune", ["algo.batch=16"], marks=pytest.mark.slow),
+    ],
+)
 def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str], monkeypatch: Any, capfd: Any):
     table("own.csv", 16)
     train = [word for word in words if word.startswith("algo.")]
@@ -353,15 +360,15 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_any_encoder_of_a_folder_is_trained_further_and_used(encoder: Path, monkeypatch: Any, capfd: Any):
+@pytest.mark.parametrize("algo", ["protonet", pytest.param("maml", marks=pytest.mark.slow)])
+def test_any_encoder_of_a_folder_is_trained_further_and_used(algo: str, encoder: Path, monkeypatch: Any, capfd: Any):
     table("own.csv", 16)
     words = ["model=text_encoder", f"model.name={encoder}", "model.length=20"]
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", *SMALL[2:]]
-    for algo in ("protonet", "maml"):
-        train = ["train", f"algo={algo}", *data, *words, "model.frozen=false", "steps=2", "eval_every=2", f"out={algo}"]
-        assert fsl(monkeypatch, *train) == 0
-    assert fsl(monkeypatch, "evaluate", "checkpoint=protonet/best.pt", "episodes=20", "device=cpu", "out=again") == 0
-    assert result("again")["accuracy"] == result("protonet")["accuracy"]
+    train = ["train", f"algo={algo}", *data, *words, "model.frozen=false", "steps=2", "eval_every=2", "out=run"]
+    assert fsl(monkeypatch, *train) == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert result("again")["accuracy"] == result("run")["accuracy"]
     assert fsl(monkeypatch, "predict", *words, "support=own.csv", "query=own.csv", "device=cpu", "out=found") == 0
     assert len(rows("found")) == 128
     said = message(monkeypatch, capfd, "train", *data, *words, "model.frozen=true", "steps=2")
