@@ -64,6 +64,6 @@ def temperature(logits: Tensor, slots: Tensor) -> float:
 def estimate(logits: Tensor, slots: Tensor) -> Estimate:
     """The accuracy of held-out logits `[folds, way]`."""
     if len(slots) == 0:
-        raise ValueError("leave_one_out = true, but no class has two images, so that none can be left out. Add images.")
+        raise ValueError("leave_one_out = true, but no class has two support items, so that none can be left out. Add some.")
     right = int((logits.argmax(1) == slots).sum())
     return Estimate(right / len(slots), *wilson(right, len(slots)), len(slots))

@@ -14,7 +14,8 @@ from fsl_cli.functions import AnyStore, Sampler
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 from fsl_cli.store import Store
 
-CACHED_CHUNK = 250  # episodes scored at once from cached embeddings
+CACHED_CHUNK = 250  # episodes scored at once from cached embeddings, at most
+CACHED_VALUES = 2**28  # of their embeddings, which for episodes of all classes are many
 EMBED_BATCH = 1000  # items embedded at once for the cache
 CURVE_EPISODES = 48
 
@@ -54,7 +55,8 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
     )
     places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
     parts = []
-    for part in places.split(CACHED_CHUNK):
+    most = max(1, CACHED_VALUES // (places[0].numel() * features.shape[1]))
+    for part in places.split(min(CACHED_CHUNK, most)):
         rows, way = features[part], part.shape[1]  # [tasks, way, shot + queries, features]
         support, query = (label(rows[:, :, cut].flatten(1, 2), way) for cut in (slice(None, shot), slice(shot, None)))
         parts.append(score_logits(algo.scores(Episode(support, query)), query.targets))

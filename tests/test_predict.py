@@ -233,7 +233,7 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
     assert classifier.leave_one_out().images == 2
     single = source.adapt([files[0], files[1], files[3]], CLASSES)
     assert single.temperature == 1
-    with pytest.raises(ValueError, match="leave_one_out = true, but no class has two images"):
+    with pytest.raises(ValueError, match="leave_one_out = true, but no class has two support items"):
         single.leave_one_out()
 
 

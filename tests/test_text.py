@@ -269,6 +269,7 @@ def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str
     assert fsl(monkeypatch, "train", f"algo={algo}", *data, *SMALL, *train, "steps=8", "eval_every=8", "out=run") == 0
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
     assert result("again")["accuracy"] == result("run")["accuracy"] > 0.5
+    assert any(b"val/episode/text_summary" in path.read_bytes() for path in Path("run/tensorboard").iterdir())
     table("other.csv", 3)
     other = ["dataset=text_csv", "dataset.file=other.csv", "dataset.test_only=true", "episodes=5", "device=cpu"]
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", *other) == 0
