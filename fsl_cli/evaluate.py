@@ -1,18 +1,23 @@
-"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score fixed episodes, report accuracy or error with its interval."""
+"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score fixed episodes, report accuracy or error with its interval.
+
+Without a checkpoint, `fsl evaluate model=NAME dataset=NAME` does so with a network that comes with weights.
+"""
 
 import csv
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import checkpoint, device, parallel, speed
+from fsl_cli import checkpoint, device, parallel, speed, tuning
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import build, check, offer, run_folder, typed
 from fsl_cli.datasets.drawn import Drawn
@@ -20,6 +25,7 @@ from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
+from fsl_cli.loading import pretrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, summary
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
@@ -27,26 +33,33 @@ from fsl_cli.scoring import score
 log = logging.getLogger(__name__)
 
 TRAINED = ("algo", "dataset", "model", "task")
+UNTRAINED = {"algo": "centroid", "task": "5way1shot", "seed": "0"}  # without a checkpoint, unless others are typed
+TRIED = 2  # episodes that are scored to see how many threads are fastest
 
 register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
     """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
-    path = typed(overrides).get("checkpoint")
-    if path is None:
-        if not {"--help", "-h", "--hydra-help"} & set(overrides):
-            raise ValueError("checkpoint has no value. Name one: fsl evaluate checkpoint=runs/train/.../best.pt.")
-        config, names = {group: {} for group in TRAINED}, dict.fromkeys((*TRAINED, "seed"), "trained")
-    else:
-        content = checkpoint.load(path, "checkpoint")
+    words = typed(overrides)
+    asked = bool({"--help", "-h", "--hydra-help"} & set(overrides))
+    config: Any = {group: {} for group in TRAINED}
+    names, stay = dict.fromkeys((*TRAINED, "seed"), "trained"), []
+    if "checkpoint" in words:
+        content = checkpoint.load(words["checkpoint"], "checkpoint")
         config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
-        assert isinstance(config, dict)
+        # A data set may choose a model and a task; here those of the training stay unless others are typed.
+        stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
+    elif {"model", "dataset"} <= set(words):
+        names = UNTRAINED | {name: words[name] for name in TRAINED if name in words}
+        stay = [f"{group}={UNTRAINED[group]}" for group in ("algo", "task") if group not in words]
+    elif not asked:
+        raise ValueError(
+            "checkpoint has no value. Name one: fsl evaluate checkpoint=runs/train/.../best.pt. Or name a network that comes "
+            "with weights, and a data set: fsl evaluate model=efficientnet_lite0 dataset=caltech101."
+        )
     ConfigStore.instance().store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
     offer({group: config[group] for group in TRAINED})
-    words = typed(overrides)
-    # A data set may choose a model and a task; here those of the training stay unless others are typed.
-    stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
     return [*stay, *overrides]
 
 
@@ -66,34 +79,21 @@ def run(cfg: DictConfig) -> float:
     folder = parallel.same(run_folder())
     if chief and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
-    content = checkpoint.load(cfg.checkpoint, "checkpoint")
-    follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
+    content = checkpoint.load(cfg.checkpoint, "checkpoint") if cfg.checkpoint is not None else None
+    if content is not None:
+        follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
-    if list(data.item_shape) != content["data"]["item_shape"]:
-        raise ValueError(
-            f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
-            "Choose a data set, or its size option, with the same item shape."
-        )
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
-    model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)
-    given = {"model": model, "classes": content["data"]["classes"], "regression": isinstance(data, Drawn)}
-    algo = device.settle(build(cfg.algo, "algo", **given), place, cfg.device.precision.value)
-    checkpoint.load_weights(algo, content, "checkpoint")
-    trained = content["fastest"]
-    speed.use(algo, {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained})
-    if cfg.norm is not None:
-        algo.use_norm(cfg.norm)
-    store = open_store(data, place, device.data_budget(place, cfg.device.memory), model)
+    algo = assemble(cfg, data, place, content)
+    store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
+    speed.use(algo, choose_speed(cfg, content, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)
     chosen = HydraConfig.get().runtime.choices
-    names = {group: content["choices"][group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
+    origin = content["choices"] if content is not None else chosen
+    names = {group: origin[group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
     wall = time.perf_counter() - start
-    result = summary(scores) | protocol(cfg, algo, names, sampler, cfg.split) | {
+    result = summary(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
         "seed": cfg.seed,
-        "train_seed": int(content["choices"]["seed"]),
-        "step": content["step"],
-        "checkpoint": str(cfg.checkpoint),
-        "checkpoint_sha256": checkpoint.sha256(cfg.checkpoint),
         "wall_time_s": round(wall, 3),
         "tasks_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
@@ -102,6 +102,38 @@ def run(cfg: DictConfig) -> float:
         write(folder, result, scores)
     log.info(line(result))
     return result[algo.measure.name]
+
+
+def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content: dict[str, Any] | None) -> Algorithm:
+    """The algorithm under its norm protocol, with the weights of the checkpoint, or those that its network comes with."""
+    if content is not None and list(data.item_shape) != content["data"]["item_shape"]:
+        raise ValueError(
+            f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
+            "Choose a data set, or its size option, with the same item shape."
+        )
+    if content is None:
+        model = pretrained(cfg, HydraConfig.get().runtime.choices, data.item_shape)
+    else:
+        model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)
+    classes = content["data"]["classes"] if content is not None else 1
+    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
+    algo = device.settle(algo, place, cfg.device.precision.value)
+    if content is not None:
+        checkpoint.load_weights(algo, content, "checkpoint")
+    if cfg.norm is not None:
+        algo.use_norm(cfg.norm)
+    return algo
+
+
+def choose_speed(
+    cfg: DictConfig, content: dict[str, Any] | None, place: torch.device, trial: Callable[[], object]
+) -> speed.Choice:
+    """How the episodes are computed: as typed, else as they were in training, on the threads that a trial is fastest with."""
+    trained = content["fastest"] if content is not None else checkpoint.UNMEASURED
+    chosen = {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained}
+    if cfg.device.threads == "auto":  # those of the training may have been another machine's, or a busy one's
+        chosen["threads"] = tuning.threads(trial) if place.type == "cpu" and parallel.world() == 1 else None
+    return chosen
 
 
 def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
@@ -138,11 +170,19 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: S
     }
 
 
+def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Which checkpoint an accuracy belongs to, if any."""
+    if path is None or content is None:
+        return {"train_seed": None, "step": None, "checkpoint": None}
+    seed, step = int(content["choices"]["seed"]), content["step"]
+    return {"train_seed": seed, "step": step, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
+
+
 def line(result: dict[str, Any]) -> str:
     """One line for an evaluation, with its whole protocol."""
     where = f"{result['algo']} on {result['dataset']} {result['split']}"
     listed = f"{result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries"
-    trained = f"trained with seed {result['train_seed']} for {result['step']} steps"
+    trained = "not trained" if result["step"] is None else f"trained with seed {result['train_seed']} for {result['step']} steps"
     if "mse" in result:
         return f"{where}, {result['shot']}-shot: mse {_errors(result)} ({listed}, {trained})"
     return (

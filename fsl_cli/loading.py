@@ -15,6 +15,7 @@ from fsl_cli.classifier import Classifier, Trained, restored
 from fsl_cli.config import arguments, build, check, composed, locate, offer, typed
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
+from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.schema import register
 
@@ -58,8 +59,6 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that."""
     key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
     path = cfg[key]
-    if path is None and "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
-        raise ValueError(f"algo = {choices['algo']} must be trained first. Give checkpoint=best.pt, or leave algo away.")
     check(cfg)
     content = checkpoint.load(path, key) if path is not None else blank(cfg, choices)
     names = {name: content["choices"][name] if choices.get(name, "trained") == "trained" else choices[name] for name in NAMES}
@@ -72,12 +71,7 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
     place = device.choose(cfg.device.name, None if cfg.device.threads == "auto" else cfg.device.threads)
-    model = build(cfg.model, "model", item_shape=shape, blank=path is not None)
-    if path is None and not model.pretrained:
-        raise ValueError(
-            f"model = {names['model']} has no weights yet. Give checkpoint=best.pt that fsl train wrote, or choose "
-            "model=efficientnet_lite0 or, for texts, text_encoder, which come with weights."
-        )
+    model = pretrained(cfg, choices, shape) if path is None else build(cfg.model, "model", item_shape=shape, blank=True)
     algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
     algo = device.settle(algo, place, cfg.device.precision.value)
     if path is not None:
@@ -93,6 +87,19 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     }
     way = cfg.algo.way if "way" in cfg.algo else None
     return Trained(algo, maker.item, shape, origin, way), content
+
+
+def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[int, ...]) -> Embedding:
+    """The network of a config without a checkpoint: it comes with weights, and the algorithm needs no others."""
+    if "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
+        raise ValueError(f"algo = {choices['algo']} must be trained first. Give checkpoint=best.pt, or leave algo away.")
+    model = build(cfg.model, "model", item_shape=item_shape)
+    if not model.pretrained:
+        raise ValueError(
+            f"model = {choices['model']} has no weights yet. Give checkpoint=best.pt that fsl train wrote, or choose "
+            "model=efficientnet_lite0 or, for texts, text_encoder, which come with weights."
+        )
+    return model
 
 
 def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:

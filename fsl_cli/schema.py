@@ -89,7 +89,7 @@ class Train(Episodic):
 class Evaluate(Episodic):
     """`fsl evaluate`."""
 
-    checkpoint: str = MISSING
+    checkpoint: str | None = None
     split: str = MISSING
     norm: str | None = None
     trained: Any = MISSING

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def _seconds(algo: Algorithm, batch: Batch, best: float, choice: Choice) -> floa
         algo.task_chunk = chunk
         algo.to(memory_format=torch.contiguous_format)
     return min(times[1:])  # the first one warms up
+
+
+def threads(work: Callable[[], object]) -> int:
+    """The number of CPU threads under which `work` is done fastest here: all, half, ..., or one; it is set back."""
+    before = torch.get_num_threads()
+    work()  # warms up
+    times = {}
+    for candidate in halvings(before):
+        torch.set_num_threads(candidate)
+        start = time.perf_counter()
+        work()
+        times[candidate] = time.perf_counter() - start
+    torch.set_num_threads(before)
+    return min(times, key=times.__getitem__)
 
 
 def halvings(most: int) -> list[int]:

@@ -139,6 +139,10 @@ def test_evaluation_refuses_what_does_not_apply(monkeypatch: Any, capfd: Any):
     assert "algo=maml" in message(monkeypatch, capfd, *evaluate, "algo=protonet")
     assert "items are [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
+    assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")
+    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, "evaluate", "model=conv4", "dataset=strokes")
+    untrained = message(monkeypatch, capfd, "evaluate", "model=conv4", "dataset=strokes", "algo=maml")
+    assert "algo = maml must be trained first" in untrained
     assert "run is a folder" in message(monkeypatch, capfd, "evaluate", "checkpoint=run")
 
 

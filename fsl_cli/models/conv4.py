@@ -35,8 +35,10 @@ class Conv4(Embedding):
         for number, channels in enumerate((item_shape[0], filters, filters, filters)):
             halves = halving if number < halvings else None
             stride = 2 if halves == "stride" else 1
-            blocks += [nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False), Norm(filters), nn.ReLU()]
+            blocks += [nn.Conv2d(channels, filters, 3, stride, padding=1, bias=False), Norm(filters)]
+            # Before the ReLU, which gives the same values and gradients and then has a quarter of the map to do.
             blocks += [nn.MaxPool2d(2)] if halves == "pool" else []
+            blocks += [nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
         self.pooling = pooling
         try:
