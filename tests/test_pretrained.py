@@ -130,13 +130,14 @@ def test_a_frozen_network_trains_what_stands_on_it_and_nothing_else(tmp_path: Pa
 
 
 def test_a_network_that_comes_with_weights_is_evaluated_without_a_checkpoint(lite: Any, monkeypatch: Any):
-    words = ["model=efficientnet_lite0", "model.size=32", "dataset=strokes", *SMALL_DATA, "device=cpu"]
-    assert fsl(monkeypatch, "evaluate", *words, "task.way=4", "task.queries=3", "episodes=20", "out=run") == 0
+    words = ["model=efficientnet_lite0", "model.size=32", "dataset=strokes", "device=cpu", "task.way=4", "task.queries=3", "episodes=20"]
+    words += [word for word in SMALL if word.startswith("dataset.")]
+    assert fsl(monkeypatch, "evaluate", *words, "out=run") == 0
     found = result("run")
     assert (found["algo"], found["model"], found["dataset"]) == ("centroid", "efficientnet_lite0", "strokes")
     assert (found["way"], found["checkpoint"], found["step"]) == (4, None, None)
     assert found["accuracy"] > 0.3, "far above chance, without training"
-    assert fsl(monkeypatch, "evaluate", *words, "algo=logistic", "task.way=4", "task.queries=3", "episodes=20", "out=other") == 0
+    assert fsl(monkeypatch, "evaluate", *words, "algo=logistic", "out=other") == 0
     assert result("other")["accuracy"] > 0.3
 
 
