@@ -16,10 +16,19 @@ FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 PRETRAINED = {"efficientnet_lite0", "timm"}  # of packages that need not be there: test_pretrained.py
 MODELS = sorted({path.stem for path in (FOLDER / "model").glob("*.yaml")} - PRETRAINED)
-# The other models are options of these two: their tests are slow ones.
+# The others are options of these two, or residual networks, for which test_resnets.py has quick tests: these are slow ones.
 EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=pytest.mark.slow) for model in MODELS]
 SHAPE = (1, 16, 16)
-SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
+SMALL = {
+    "conv4": ["model.filters=4"],
+    "conv4_maps": ["model.filters=4"],
+    "mlp": ["model.hidden=[12,10]"],
+    "mlp_sine": [],
+    "resnet10": ["model.filters=[4,4,4,6]"],
+    "resnet12": ["model.filters=[4,4,4,6]", "model.drop_rate=0.0"],  # what is dropped differs between a map and a loop
+    "resnet18": ["model.filters=[4,4,4,6]"],
+    "wrn28_10": ["model.depth=10", "model.width=1"],
+}
 QUICK = {
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],
