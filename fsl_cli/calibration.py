@@ -1,4 +1,9 @@
-"""How sure and how good a classifier is, from its own support images: each is judged by what the others teach."""
+"""How sure and how good a classifier is, from its own support images: each is judged by what the others teach.
+
+So the probability is chosen too below which an answer is to be refused (`reject_below=auto`): each class in turn is left out
+and stands for the unknown. A number that was measured in training would not do: how probable answers are depends on how many
+classes there are, how many images of each, and what they show.
+"""
 
 import math
 from typing import NamedTuple
@@ -27,6 +32,16 @@ class Estimate(NamedTuple):
     images: int
 
 
+class Rejection(NamedTuple):
+    """The probability below which answers are refused, and what that does to the support images that it was chosen on."""
+
+    threshold: float
+    kept: float  # the share of answers for images that were left out alone
+    refused: float  # the share of answers for images that were left out with their whole class
+    known: int  # images
+    unknown: int
+
+
 def held_out(
     algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -36,10 +51,7 @@ def held_out(
     drawn evenly; None: all.
     """
     slots = support.targets.argmax(1)
-    rows = torch.nonzero(support.targets.sum(0)[slots] >= least).flatten().cpu().numpy()
-    if limit is not None and len(rows) > limit:
-        rows = np.sort(np.random.default_rng(DRAW_SEED).permutation(rows)[:limit])
-    left = torch.as_tensor(rows, device=slots.device)
+    left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
     for folds in left.split(max(1, (FEATURES if embedded else ITEMS) // n)) if len(left) else ():
@@ -49,6 +61,44 @@ def held_out(
         batch = Episode(*(Examples(support.inputs[rows], support.targets[rows]) for rows in (others, query)))
         parts.append((algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(1))
     return torch.cat(parts), slots[left]
+
+
+def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, limit: int) -> Tensor:
+    """Logits `[n, way - 1]` of support items, each while its whole class is left out and the others are adapted to.
+
+    `fixed`: the algorithm has a head for all classes, that of the class left out included. At most `limit` items, drawn evenly.
+    """
+    slots = support.targets.argmax(1)
+    chosen = _some(torch.arange(len(slots), device=slots.device), limit)
+    parts = []
+    for slot in slots[chosen].unique():
+        others = torch.arange(support.targets.shape[1], device=slots.device) != slot
+        targets = support.targets if fixed else support.targets[:, others]
+        cuts = (slots != slot, chosen[slots[chosen] == slot])
+        batch = Episode(*(Examples(support.inputs[rows].unsqueeze(0), targets[rows].unsqueeze(0)) for rows in cuts))
+        logits = (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
+        parts.append(logits[:, others] if fixed else logits)
+    return torch.cat(parts)
+
+
+def _some(rows: Tensor, limit: int | None) -> Tensor:
+    """At most `limit` of some rows, drawn evenly by a constant."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    drawn = np.sort(np.random.default_rng(DRAW_SEED).permutation(rows.cpu().numpy())[:limit])
+    return torch.as_tensor(drawn, device=rows.device)
+
+
+def rejection(known: Tensor, unknown: Tensor) -> Rejection:
+    """The threshold that parts best, each kind counted alike, the probabilities of answers for items known and unknown."""
+    values = torch.cat([known, unknown]).unique()
+    thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
+    kept = (known >= thresholds.unsqueeze(1)).double().mean(1)
+    refused = (unknown < thresholds.unsqueeze(1)).double().mean(1)
+    good = kept + refused
+    best = torch.nonzero(good == good.max()).flatten()
+    middle = int(best[len(best) // 2])
+    return Rejection(float(thresholds[middle]), float(kept[middle]), float(refused[middle]), len(known), len(unknown))
 
 
 def temperature(logits: Tensor, slots: Tensor) -> float:

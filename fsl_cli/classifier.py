@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.calibration import Estimate, estimate, held_out, temperature
+from fsl_cli.calibration import Estimate, Rejection, estimate, held_out, left_out, rejection, temperature
 from fsl_cli.datasets.images import open_image, plain
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
@@ -21,7 +21,7 @@ from fsl_cli.models.texts import TextEmbedding
 UNKNOWN = "unknown"
 BATCH = 32  # images embedded at once
 BEST = 5  # classes in a ranking
-CALIBRATION = 50  # images held out to choose the temperature
+CALIBRATION = 50  # images held out to choose the temperature and what is refused
 ENOUGH = 3  # images that their classes must have: of two, one left out would say too little of both
 
 Picture = Image.Image | np.ndarray | str | Path  # or a text, as a str, for a model that takes texts
@@ -158,6 +158,24 @@ class Classifier:
     def leave_one_out(self) -> Estimate:
         """The accuracy on the support images, each judged by what was learned from all others."""
         return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds))
+
+    @torch.no_grad()
+    def rejection(self) -> Rejection:
+        """The `reject_below` that best tells support images left out alone from those left out with their whole class."""
+        trained, support = self.trained, self.support
+        if len(self.names) < 3 or support.targets.sum(0).max() < 2:
+            raise ValueError(
+                "reject_below = auto leaves support images out, alone and with their classes, and needs three classes, one with "
+                "two images. Add images, or give a probability: reject_below=0.8."
+            )
+        known, _ = held_out(trained.algo, support, trained.embeds, limit=CALIBRATION)
+        unknown = left_out(trained.algo, support, trained.embeds, trained.way is not None, CALIBRATION)
+        if not unknown.isfinite().all():
+            raise ValueError(
+                f"reject_below = auto leaves classes out, but algo = {trained.origin['choices']['algo']} needs all of them. Give "
+                "a probability: reject_below=0.8."
+            )
+        return rejection(*(functional.softmax(logits / self.temperature, dim=-1).amax(-1) for logits in (known, unknown)))
 
     def save(self, path: str | Path) -> None:
         """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""

@@ -47,8 +47,9 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"out = {folder} already holds predictions. Choose another folder.")
     if cfg.query is None:
         raise ValueError("query has no value. Name an image, a folder of images, or a file of texts: query=unknown/.")
-    if cfg.reject_below is not None and not 0 <= cfg.reject_below <= 1:
-        raise ValueError(f"reject_below = {cfg.reject_below}, but it must be a probability from 0 to 1, or null.")
+    below = cfg.reject_below
+    if not (below in (None, "auto") or (isinstance(below, int | float) and not isinstance(below, bool) and 0 <= below <= 1)):
+        raise ValueError(f"reject_below = {below}, but it must be a probability from 0 to 1, auto, or null.")
     folders.there(cfg.query, "query")
     trained, content = loading.assemble(cfg, HydraConfig.get().runtime.choices)
     reader = folders.Reader(trained.item)
@@ -60,11 +61,12 @@ def run(cfg: DictConfig) -> None:
         classifier = restored(trained, content["classifier"])
     log.info(line(classifier))
     found = assess(classifier) if cfg.leave_one_out else {}
-    answers = judged(classifier, cfg.query, reader, cfg.reject_below)
+    refusal = chosen(classifier) if below == "auto" else {"reject_below": below}
+    answers = judged(classifier, cfg.query, reader, refusal["reject_below"])
     column = "file" if trained.what == "images" else "text"
     for words in table(answers, column):
         log.info(words)
-    write(folder, answers, column, {**protocol(classifier), "reject_below": cfg.reject_below, **found, "skipped": reader.skipped})
+    write(folder, answers, column, {**protocol(classifier), **refusal, **found, "skipped": reader.skipped})
     log.info(f"{len(answers)} predictions are in {folder / 'predictions.csv'} and predictions.json")
     reader.raise_if_skipped(folder / "predictions.csv")
 
@@ -110,6 +112,17 @@ def assess(classifier: Classifier) -> dict[str, Any]:
         f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f} %, {found.images} {classifier.trained.what})"
     )
     return {"leave_one_out": found._asdict()}
+
+
+def chosen(classifier: Classifier) -> dict[str, Any]:
+    """Logs the probability below which answers are refused, chosen on the support items; returns it for predictions.json."""
+    found = classifier.rejection()
+    log.info(
+        f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps {100 * found.kept:.0f} % "
+        f"of {found.known} that were left out alone, and refuses {100 * found.refused:.0f} % of {found.unknown} left out with "
+        "their whole class"
+    )
+    return {"reject_below": found.threshold, "rejection": found._asdict()}
 
 
 def judged(classifier: Classifier, query: str, reader: folders.Reader, reject_below: float | None) -> Answers:

@@ -119,7 +119,7 @@ class Predict(Command):
     query: str | None = None
     size: int | None = None
     norm: str | None = None
-    reject_below: float | None = None
+    reject_below: Any = None  # a number, auto, or null
     leave_one_out: bool = False
 
 

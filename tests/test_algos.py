@@ -17,7 +17,7 @@ ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
 PRETRAINED = {"efficientnet_lite0", "timm", "text_encoder"}  # of packages that need not be there: test_pretrained.py
 MODELS = sorted({path.stem for path in (FOLDER / "model").glob("*.yaml")} - PRETRAINED)
 TEXTS = {"bag_of_words"}  # what takes no images
-# The other models are options of these two, or have a short test of their own: with them all tests are slow ones.
+# The others are options of these two, or have quick tests of their own (test_text.py, test_resnets.py): these are slow ones.
 EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=pytest.mark.slow) for model in MODELS]
 SHAPE = (1, 16, 16)
 SMALL = {
@@ -26,6 +26,10 @@ SMALL = {
     "mlp": ["model.hidden=[12,10]"],
     "mlp_sine": [],
     "bag_of_words": ["model.features=10", "model.buckets=60"],
+    "resnet10": ["model.filters=[4,4,4,6]"],
+    "resnet12": ["model.filters=[4,4,4,6]", "model.drop_rate=0.0"],  # what is dropped differs between a map and a loop
+    "resnet18": ["model.filters=[4,4,4,6]"],
+    "wrn28_10": ["model.depth=10", "model.width=1"],
 }
 QUICK = {
     "finetune": ["algo.head_epochs=3"],

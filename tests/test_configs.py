@@ -75,6 +75,8 @@ def test_a_recipe_gives_the_settings_and_the_user_overrides_them():
     assert composed("algo=reptile", "dataset=omniglot", "model=mlp").model.hidden == [256, 128, 64, 64]
     assert composed("algo=maml", "dataset=mini_imagenet").algo.inner_lr == 0.05
     assert composed("algo=fomaml", "dataset=mini_imagenet").model.filters == 32
+    for words in (["algo=maml", "model=resnet12"], ["algo=finetune", "model=wrn28_10"], ["algo=anil", "model=resnet18"]):
+        check(composed("dataset=mini_imagenet", *words))  # what a recipe says of conv4 is not said of other models
     assert composed("algo=finetune", "dataset=mini_imagenet").dataset.crop == 8
     assert composed("algo=maml", "dataset=omniglot", "task.tasks=3").task.tasks == 3
     assert composed("algo=reptile").schedule._target_.endswith("LinearLR")

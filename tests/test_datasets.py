@@ -366,9 +366,36 @@ def test_strokes_can_be_told_apart_but_not_by_pixels_alone(strokes):
     assert 0.3 < accuracy < 0.7  # omniglot, 5-way 1-shot with nearest neighbour on pixels: 0.38; chance is 0.2
 
 
+def nearest_by_pixels(found: Packed) -> float:
+    """The accuracy of nearest neighbours on pixels, one drawing of each of 40 classes against another."""
+    drawn = (found.items > 0).reshape(40, 4, -1).astype(np.float32)
+    return float((np.square(drawn[:, 1, None] - drawn[None, :, 0]).sum(-1).argmin(1) == np.arange(40)).mean())
+
+
+def test_strokes_may_be_harder_and_as_ever_they_keep_their_place_in_the_cache(tmp_path):
+    options = [{}, {"jitter": 2.0}, {"noise": 0.1}, {"strokes": 1}, {"jitter": 0.0}]
+    usual, shaky, noisy, poor, still = (Strokes(str(tmp_path), 36, 2, 2, drawings=4, **given).load() for given in options)
+    assert (tmp_path / "strokes-28-7e698b6763f4feaf").is_dir()
+    assert len(list(tmp_path.iterdir())) == 5
+    assert len({item.tobytes() for item in still.items}) == 40
+    assert nearest_by_pixels(still) == 1 > nearest_by_pixels(usual) > nearest_by_pixels(shaky)
+    assert ((noisy.items > 0) ^ (usual.items > 0)).mean() == pytest.approx(0.1, abs=0.01)
+    assert (poor.items > 0).mean() < 0.9 * (usual.items > 0).mean()
+    again = Strokes(str(tmp_path / "other"), 3, 2, 2, drawings=3, strokes=4, jitter=1, noise=0).load()
+    assert np.array_equal(again.items[0], usual.items[0])
+
+
 @pytest.mark.parametrize(
-    ("options", "key"), [({"val_classes": 0}, "val_classes"), ({"drawings": 1}, "drawings"), ({"size": 500}, "size")]
+    ("options", "key"),
+    [
+        ({"val_classes": 0}, "val_classes"),
+        ({"drawings": 1}, "drawings"),
+        ({"size": 500}, "size"),
+        ({"strokes": 5}, "strokes"),
+        ({"jitter": -1.0}, "jitter"),
+        ({"noise": 0.6}, "noise"),
+    ],
 )
 def test_strokes_options_are_checked_at_once(options, key):
-    with pytest.raises(ValueError, match=rf"^dataset\.{key} = \d+, expected .*\."):
+    with pytest.raises(ValueError, match=rf"^dataset\.{key} = [\d.-]+, expected .*\."):
         Strokes("nowhere", **options)

@@ -18,7 +18,7 @@ from fsl_cli.datasets.packed import SPLITS, Packed
 
 def own(root: Path, **options: object) -> Packed:
     given = {"fractions": [0.6, 0.2, 0.2], "size": 8, **options}
-    return ImageFolder(str(root), str(root.parent / "cache"), **given).load()  # pyright: ignore[reportArgumentType]
+    return ImageFolder(root=str(root), cache_dir=str(root.parent / "cache"), **given).load()  # pyright: ignore[reportArgumentType]
 
 
 def refused(root: Path, **options: object) -> str:
@@ -135,7 +135,7 @@ def test_images_of_any_size_mode_and_direction_become_items(tmp_path):
 )
 def test_options_are_checked_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        ImageFolder("nowhere", "nowhere", **{"fractions": [0.6, 0.2, 0.2], **options})
+        ImageFolder(root="nowhere", cache_dir="nowhere", **{"fractions": [0.6, 0.2, 0.2], **options})
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same(tmp_path):

@@ -1,5 +1,6 @@
 """Photographs with a published split, from class folders, archives of them, csv files or arrays."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -16,8 +17,8 @@ from fsl_cli.datasets.photos import Photos
 
 LISTS = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
 CLASSES = [name for names in LISTS.values() for name in names]
-SIZES = {"mini_imagenet": (64, 16, 20), "tiered_imagenet": (351, 97, 160), "cub": (100, 50, 50), "caltech101": (60, 16, 24),
-         "cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}  # fmt: skip
+SIZES = {"imagenet": (864, 36, 100), "mini_imagenet": (64, 16, 20), "tiered_imagenet": (351, 97, 160), "cub": (100, 50, 50),
+         "caltech101": (60, 16, 24), "cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}  # fmt: skip
 
 
 def picture(seed: int, kind: str = "PNG", width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
@@ -43,8 +44,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(data: Path, number: int | None = 12, **options: object) -> Packed:
-    given = {"source": "toy*", "size": 8, "images": number, **options}
-    return Photos("toy", "https://toy.org", str(data), str(data.parent / "cache"), **given).load()  # pyright: ignore[reportArgumentType]
+    given = {"name": "toy", "home": "https://toy.org", "source": "toy*", "size": 8, "images": number, **options}
+    return Photos(data_dir=str(data), cache_dir=str(data.parent / "cache"), **given).load()  # pyright: ignore[reportArgumentType]
 
 
 def expected() -> np.ndarray:
@@ -154,6 +155,39 @@ def test_another_number_of_images_is_refused_and_can_be_asked_for(data):
     assert list(load(data, 10).counts) == list(load(data, None).counts) == [2, 2, 3, 3]
 
 
+def ilsvrc(each: int) -> dict[str, bytes]:
+    """The files of the four classes and another one, as ImageNet calls them; number 7 of each class is missing there."""
+    numbers = [*range(1, 7), *range(8, 40)][:each]
+    return {f"train/{c}/{c}_{k}.JPEG": picture(100 * int(c[1:]) + k, "JPEG") for c in [*CLASSES, "n99"] for k in numbers}
+
+
+def test_a_folder_of_imagenet_is_read(data):
+    write_folder(data / "ILSVRC2012", ilsvrc(3) | {"val/ILSVRC2012_val_00000001.JPEG": picture(1)})
+    assert load(data, source="ILSVRC*/train").names == CLASSES
+    assert load(data, source=str(data / "ILSVRC2012" / "train")).names == CLASSES
+
+
+def test_what_imagenet_has_more_is_left_out_by_csv_files_that_name_the_images(data):
+    write_folder(data / "ILSVRC2012", ilsvrc(12))
+    (data / "toy").mkdir()
+    (data / "toy" / "images").symlink_to(data / "ILSVRC2012" / "train")
+    message = refused(data)
+    assert "has 48 images, expected 12 " in message and "put csv files that name what is beside the class folders" in message
+    lines = [f"{c}{place:08d}.jpg,{c}" for c in CLASSES for place in (2, 7, 11)]  # by place in the order of the numbers
+    (data / "toy" / "all.csv").write_text("\n".join(["filename,label", *lines]))
+    pixels = [ilsvrc(12)[f"train/{c}/{c}_{number}.JPEG"] for c in CLASSES for number in (2, 8, 12)]
+    expected = np.stack([np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1) for content in pixels])
+    assert np.array_equal(load(data).items, expected)
+
+
+def test_csv_files_may_name_some_of_the_images_by_their_own_names(data):
+    names = {f"{c}{k:02d}.png": f"{c}{place:08d}.jpg" for c in CLASSES for place, k in enumerate([3, 0, 4, 1, 2], start=1)}
+    every = {f"{c[:3]}/{names[c]}": content for c, content in ((Path(n).name, x) for n, x in images(CLASSES, 5).items())}
+    lines = "\n".join(f"{names[Path(name).name]},{name[:3]}" for name in FILES)
+    write_folder(data / "toy", every | {"list.csv": lines.encode()})
+    assert sorted(item.tobytes() for item in load(data).items) == sorted(item.tobytes() for item in expected())
+
+
 def test_a_missing_class_is_refused_by_name(data):
     write_folder(data / "toy", images(["n01", "n03", "n04"]))
     assert "has 1 train classes, expected the 2 of toy (first missing: n02)" in refused(data)
@@ -184,6 +218,15 @@ def test_checked_in_splits_have_the_published_sizes_and_share_no_class(name):
     assert len({where for split in SPLITS for where in lists[split]}) == sum(SIZES[name])
 
 
+def test_the_split_of_imagenet_is_in_the_order_of_a_hash_and_knows_the_classes_of_its_parts():
+    lists = class_splits.listed("imagenet")
+    names = {name for split in SPLITS for name in lists[split]}
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert lists == {"train": sorted(order[:864]), "val": sorted(order[864:900]), "test": sorted(order[900:])}
+    for part in ("mini_imagenet", "tiered_imagenet"):
+        assert {name for own in class_splits.listed(part).values() for name in own} <= names
+
+
 def test_cub_and_unlisted_sets_are_split_by_the_same_rule():
     cub, rule = class_splits.listed("cub"), class_splits.by_number(200)
     names = sorted(name for names in cub.values() for name in names)
@@ -201,8 +244,8 @@ def test_the_real_mini_imagenet_files_have_the_published_names(data_dir):
 
 @pytest.mark.data
 def test_the_real_caltech101_is_packed_and_split(data_dir, tmp_path):
-    given = ("https://data.caltech.edu", data_dir, str(tmp_path), "caltech*101*")
-    found = Photos("caltech101", *given, size=8, images=6359).load()
+    given = {"data_dir": data_dir, "cache_dir": str(tmp_path), "source": "caltech*101*", "size": 8, "images": 6359}
+    found = Photos(name="caltech101", home="https://data.caltech.edu", **given).load()
     assert found.items.shape == (6359, 3, 8, 8) and found.counts.min() == 31 and found.counts.max() == 120
     assert [len(found.classes(split)) for split in SPLITS] == [60, 16, 24]
 
@@ -211,6 +254,7 @@ def test_the_real_caltech101_is_packed_and_split(data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "number"), [("mini_imagenet_*", 60000), ("mini_imagenet_*[at].tar.xz", 40800)])
 def test_the_real_mini_imagenet_is_packed_whole(data_dir, tmp_path, source, number):
-    found = Photos("mini_imagenet", "", data_dir, str(tmp_path), source, images=number).load()
+    given = {"data_dir": data_dir, "cache_dir": str(tmp_path), "source": source, "images": number}
+    found = Photos(name="mini_imagenet", home="", **given).load()
     assert found.items.shape[1:] == (3, 84, 84) and [len(found.classes(split)) for split in SPLITS] == [64, 16, 20]
     assert set(found.counts[found.splits["test"]]) == {600}

@@ -14,14 +14,16 @@ import pytest
 import torch
 from conftest import fsl
 from PIL import Image
+from test_algos import SHAPE, make
 from test_cli import trained
 from test_errors import message
 
 import fsl_cli
 from fsl_cli import checkpoint, loading
-from fsl_cli.calibration import held_out, temperature
+from fsl_cli.calibration import held_out, left_out, rejection, temperature
 from fsl_cli.classifier import Classifier
 from fsl_cli.datasets.strokes import Strokes
+from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -198,6 +200,79 @@ def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypa
     assert [row["prediction"] for row in rows("some")].count("unknown") == 4
 
 
+def test_auto_refuses_unknown_classes_more_often_than_known_ones(models, cache_dir):
+    source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
+    items = Strokes(cache_dir, 1, 1, 24, jitter=0.1).load().items[40:].reshape(24, 20, 1, 28, 28)  # easy, for a small model
+    refused = []
+    for first in range(0, 24, 4):  # each time four classes are known, and the other twenty are not
+        known, unknown = items[first : first + 4], np.delete(items, range(first, first + 4), 0)
+        classifier = source.learn(known[:, :5].reshape(-1, 1, 28, 28), [name for name in "abcd" for _ in range(5)])
+        found = classifier.rejection()
+        assert found.known == found.unknown == 20
+        queries = (known[:, 5:].reshape(-1, 1, 28, 28), unknown[:, :3].reshape(-1, 1, 28, 28))
+        answers = [classifier.classify(part, found.threshold) for part in queries]
+        refused.append([np.mean([answer.label == "unknown" for answer in part]) for part in answers])
+    of_known, of_unknown = np.mean(refused, 0)
+    assert of_unknown > of_known + 0.1
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_auto_chooses_what_predict_refuses_by(algo, models, drawings, monkeypatch, capfd):
+    words = (f"checkpoint={models}/{algo}/best.pt", "support=support")
+    assert fsl(monkeypatch, *PREDICT, *words, "query=query", "reject_below=auto", "out=auto") == 0
+    said = capfd.readouterr().out
+    found = summary("auto")
+    assert f"reject_below = {found['reject_below']:.3f}, chosen on the support images: it keeps" in said
+    assert found["rejection"]["threshold"] == found["reject_below"]
+    assert (found["rejection"]["known"], found["rejection"]["unknown"]) == (9, 9)
+    assert fsl(monkeypatch, *PREDICT, *words, "query=query", f"reject_below={found['reject_below']!r}", "out=typed") == 0
+    assert rows("typed") == rows("auto")
+    assert fsl(monkeypatch, "adapt", "device=cpu", *words, "output=kept") == 0
+    assert fsl(monkeypatch, *PREDICT, "classifier=kept", "query=query", "reject_below=auto", "out=kept_run") == 0
+    assert summary("kept_run")["rejection"] == found["rejection"]
+
+
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_leaving_a_class_out_is_what_learning_from_the_others_answers(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
+    files = sorted(Path("support").rglob("*.png"))
+    items, labels = source.items(files), [file.parent.name for file in files]
+    whole = source.learn(items, labels)
+    with torch.no_grad():
+        logits = left_out(source.algo, whole.support, source.embeds, source.way is not None, 50)
+    assert logits.shape == (9, 2)
+    if algo == "protonet":
+        for slot, name in enumerate(CLASSES):
+            rest = [row for row in range(9) if labels[row] != name]
+            part = source.learn(items[rest], [labels[row] for row in rest])
+            mine = torch.tensor([row for row in range(9) if labels[row] == name])
+            with torch.no_grad():
+                expected = part.predictor(source.inputs(items[mine.numpy()]))
+            torch.testing.assert_close(logits[sum(labels.count(c) for c in CLASSES[:slot]) :][: len(mine)], expected)
+    assert len(left_out(source.algo, whole.support, source.embeds, source.way is not None, 4)) == 4
+
+
+def test_the_threshold_parts_known_from_unknown_best():
+    found = rejection(torch.tensor([0.9, 0.8, 0.6, 0.95]), torch.tensor([0.5, 0.65, 0.3]))
+    assert (found.threshold, found.kept, found.refused) == (pytest.approx(0.725), 0.75, 1.0)
+    same = rejection(torch.tensor([0.5, 0.5]), torch.tensor([0.5]))
+    assert (same.threshold, same.kept, same.refused) == (0, 1, 0)
+
+
+def test_what_auto_cannot_be_measured_on_is_refused(models, drawings):
+    source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
+    files = [f"support/{name}/{number}.png" for name in CLASSES for number in (0, 1)]
+    few = "reject_below = auto leaves support images out, alone and with their classes, and needs three classes, one with two"
+    for chosen in (files[:4], files[::2]):
+        with pytest.raises(ValueError, match=few):
+            source.adapt(chosen, [Path(file).parent.name for file in chosen]).rejection()
+    classifier = source.adapt(files, [name for name in CLASSES for _ in range(2)])
+    source.algo, source.way = make("cnp", "mlp").float().eval(), 3
+    support = Examples(torch.randn(6, *SHAPE), classifier.support.targets)
+    with pytest.raises(ValueError, match="leaves classes out, but algo = protonet needs all of them"):
+        Classifier(source, Examples(source.algo.embed(support.inputs).detach(), support.targets), [*CLASSES], 1.0).rejection()
+
+
 def test_answers_do_not_depend_on_the_other_files(models, drawings, monkeypatch):
     words = (*PREDICT, f"checkpoint={models}/maml/best.pt", "support=support")
     assert fsl(monkeypatch, *words, "query=query", "out=all") == 0
@@ -265,7 +340,8 @@ def test_the_interval_of_a_share_is_that_of_wilson():
         (["support=empty", "query=query"], ["class folder empty/none has no images"]),
         (["support=broken", "query=query"], ["none of the images in class folder broken/b can be read"]),
         (["support=support", "query=lonely/a"], ["query = lonely/a has no images"]),
-        (["support=support", "query=query", "reject_below=2"], ["reject_below = 2.0, but it must be a probability"]),
+        (["support=support", "query=query", "reject_below=2"], ["reject_below = 2, but it must be a probability"]),
+        (["support=support", "query=query", "reject_below=some"], ["reject_below = some, but it must be a probability"]),
         (["support=support", "query=query", "norm=transductive"], ["norm = transductive would let each answer depend"]),
         (["support=support", "query=query", "norm=one_query"], ["norm = 'one_query', but ProtoNet"]),
         (["support=support", "query=query", "querry=a"], ["no key querry", "Did you mean query?"]),

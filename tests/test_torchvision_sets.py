@@ -139,7 +139,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
 
 def adapter(tmp_path: Path, **options: Any) -> Torchvision:
     given = {"classes": 4, "images": 16, "parts": [{"part": "a"}, {"part": "b"}], "size": 8, "channels": 1, **options}
-    return Torchvision("fake", "Fake", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), **given)
+    return Torchvision(name="fake", kind="Fake", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), **given)
 
 
 def test_what_is_absent_is_downloaded_once_and_quietly(fake, tmp_path, capfd):

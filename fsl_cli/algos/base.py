@@ -104,7 +104,9 @@ class Algorithm(nn.Module, ABC):
 
     def each(self, function: Callable[..., Any], *tasks: Any) -> Any:
         """`function` of every task in structures of tensors `[tasks, ...]`, mapped; a single task runs without a map."""
-        return vmap(function)(*tasks) if next(leaves(tasks)).shape[0] > 1 else self.one_by_one(function, *tasks)
+        if next(leaves(tasks)).shape[0] == 1:
+            return self.one_by_one(function, *tasks)
+        return vmap(function, randomness="different")(*tasks)  # what a network drops in training differs from task to task
 
     def one_by_one(self, function: Callable[..., Tensor], *tasks: Any) -> Any:
         """`function` of every task, one after the other: outside a map, kernels can be used that are fused."""

@@ -1,74 +1,58 @@
-"""Photographs with a published split of classes: mini- and tieredImageNet, CUB, Caltech-101, from the files that people have.
+"""Photographs with a listed split of classes: ImageNet and parts of it, CUB, Caltech-101, from the files that people have.
 
 Those are folders `<class>/<image>` at any depth (also within train, val and test), archives of them, a folder of images with
-csv files of `filename,label`, or the arrays of `tables.py`. What is not of a listed class is left out.
+csv files of `filename,label`, or the arrays of `tables.py`. What is not of a listed class is left out, and where the classes
+have more images than the data set, those that csv files beside the class folders do not name.
 """
 
 import csv
 import glob
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from fsl_cli.datasets import archives, tables, trees
-from fsl_cli.datasets.augment import Augment
-from fsl_cli.datasets.class_splits import by_name, listed, only_test
-from fsl_cli.datasets.images import check_shape
-from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack
+from fsl_cli.datasets.class_splits import by_name, listed
+from fsl_cli.datasets.packed import SPLITS, Packed, Raw, digest
+from fsl_cli.datasets.resized import Resized
 
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
 
 
-class Photos(Dataset):
-    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, the middle is kept.
+@dataclass(kw_only=True)
+class Photos(Resized):
+    """Images of the listed classes, as `Resized` has them.
 
     Args:
         name: of the checked-in class split, splits/NAME.json.
         home: where the files can be had, for the message that they are missing.
-        data_dir: holds the files; cache_dir holds the packed form.
+        data_dir: holds the files.
         source: the folder, archive or archives, or arrays, as a pattern of paths below `data_dir`, or an absolute one.
         images: how many there must be in all; null: any number.
-        test_only: all classes are test classes, for a model trained on another data set.
-        crop, flip, jitter: changes in training, see augment.py.
     """
 
-    def __init__(
-        self,
-        name: str,
-        home: str,
-        data_dir: str,
-        cache_dir: str,
-        source: str,
-        size: int = 84,
-        channels: int = 3,
-        images: int | None = None,
-        test_only: bool = False,
-        crop: int = 0,
-        flip: bool = False,
-        jitter: float = 0.0,
-    ) -> None:
-        check_shape(size, channels)
-        self.augment = Augment(crop, flip, jitter)
-        self.name, self.home, self.source = name, home, source
-        self.data_dir, self.cache_dir = Path(data_dir).expanduser(), cache_dir
-        self.size, self.channels, self.images, self.test_only = size, channels, images, test_only
-        self.lists = listed(name)
+    name: str
+    home: str
+    data_dir: str
+    source: str
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lists = listed(self.name)
         self.known = {where for split in SPLITS for where in self.lists[split]}
 
     def load(self) -> Packed:
         sources = self._sources()
-        files = [archives.fingerprint(source) for source in sources]
-        key = f"{self.name}-{self.size}x{self.channels}-{digest(EDITION, self.lists, files)}"
-        items, names, counts = pack(self.cache_dir, key, lambda: self._read(sources))
-        self._verify(dict(zip(names, counts, strict=True)), sources)
-        splits = only_test(len(names)) if self.test_only else by_name(names, self._lists(names))
-        return Packed(self.name, items, names, np.asarray(counts), splits, augment=self.augment)
+        key = digest(EDITION, self.lists, [archives.fingerprint(source) for source in sources])
+        found = self.packed(self.name, key, lambda: self._read(sources), lambda names: by_name(names, self._lists(names)))
+        self._verify(dict(zip(found.names, found.counts.tolist(), strict=True)), sources)
+        return found
 
     def _sources(self) -> list[Path]:
         """What matches `source`: folders if there are any, else archives, else arrays."""
-        pattern = os.path.join(glob.escape(str(self.data_dir)), os.path.expanduser(self.source))  # noqa: PTH111, PTH118 - a pattern
+        pattern = os.path.join(glob.escape(os.path.expanduser(self.data_dir)), os.path.expanduser(self.source))  # noqa: PTH111, PTH118 - a pattern
         found = sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207 - it may be absolute
         folders = [path for path in found if path.is_dir()]
         inner = [path for folder in folders for path in sorted(folder.iterdir()) if tables.is_table(path)]
@@ -90,6 +74,9 @@ class Photos(Dataset):
         if not tree:
             labels = self._csv_labels(sources)
             tree = trees.survey(sources, lambda name: labels.get(PurePosixPath(name).name))
+        elif self.images is not None and sum(map(len, tree.values())) > self.images:
+            labels = self._csv_labels(sources)
+            tree = trees.named(tree, labels) if labels else tree
         self._verify({where: len(images) for where, images in tree.items()}, sources)
         return trees.read(sources, tree, self.size, self.channels, self.cache_dir)
 
@@ -124,7 +111,10 @@ class Photos(Dataset):
         total = sum(counts.values())
         if self.images is not None and total != self.images:
             few, many = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
+            repair = f"Get the missing files from {self.home}"
+            if total > self.images:
+                repair = f"Remove what is not of it, or put csv files that name what is beside the class folders ({self.home})"
             raise ValueError(
                 f"data_dir: {where} has {total:,} images, expected {self.images:,} (class {few} has {counts[few]}, class {many} "
-                f"has {counts[many]}). Get the missing files from {self.home}, or set dataset.images={total} to use it as it is."
+                f"has {counts[many]}). {repair}, or set dataset.images={total} to use it as it is."
             )

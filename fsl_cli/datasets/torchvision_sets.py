@@ -9,6 +9,7 @@ import contextlib
 import io
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fsl_cli.datasets.augment import Augment
-from fsl_cli.datasets.class_splits import by_name, by_number, listed, only_test
-from fsl_cli.datasets.images import check_shape, to_item
-from fsl_cli.datasets.packed import Dataset, Packed, Raw, digest, pack
+from fsl_cli.datasets.class_splits import Splits, by_name, by_number, listed
+from fsl_cli.datasets.images import to_item
+from fsl_cli.datasets.packed import Packed, Raw, digest
+from fsl_cli.datasets.resized import Resized
 
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
 TIMEOUT_S = 30
 
 
-class Torchvision(Dataset):
-    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, the middle is kept.
+@dataclass(kw_only=True)
+class Torchvision(Resized):
+    """Images that torchvision reads, as `Resized` has them.
 
     Args:
         name: of the data set here.
@@ -34,46 +36,26 @@ class Torchvision(Dataset):
         parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are put together.
         classes: how many there must be, and `images` how many images in all.
         data_dir: torchvision's `root`; what is not there is downloaded.
-        cache_dir: holds the packed form.
         split: a checked-in list splits/NAME.json, or null for the rule by numbers.
         transposed: the images lie on their side, mirrored (EMNIST).
-        test_only: all classes are test classes, for a model trained on another data set.
-        crop, flip, jitter: changes in training, see augment.py.
     """
 
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        parts: list[Any],
-        classes: int,
-        images: int,
-        data_dir: str,
-        cache_dir: str,
-        size: int = 84,
-        channels: int = 3,
-        split: str | None = None,
-        transposed: bool = False,
-        test_only: bool = False,
-        crop: int = 0,
-        flip: bool = False,
-        jitter: float = 0.0,
-    ) -> None:
-        check_shape(size, channels)
-        self.name, self.kind, self.parts, self.classes, self.images = name, kind, parts, classes, images
-        self.data_dir, self.cache_dir, self.split = Path(data_dir).expanduser(), cache_dir, split
-        self.size, self.channels, self.transposed, self.test_only = size, channels, transposed, test_only
-        self.augment = Augment(crop, flip, jitter)
+    name: str
+    kind: str
+    parts: list[Any]
+    classes: int
+    images: int
+    data_dir: str
+    split: str | None = None
+    transposed: bool = False
 
     def load(self) -> Packed:
         # As for Omniglot the key has nothing of the source: torchvision verifies the files, and there is one edition of them.
-        key = f"{self.name}-{self.size}x{self.channels}-{digest(EDITION, self.kind, self.parts, self.images, self.transposed)}"
-        items, names, counts = pack(self.cache_dir, key, self._read)
-        if self.test_only:
-            splits = only_test(len(names))
-        else:
-            splits = by_name(names, listed(self.split)) if self.split else by_number(len(names))
-        return Packed(self.name, items, names, np.asarray(counts), splits, augment=self.augment)
+        key = digest(EDITION, self.kind, self.parts, self.images, self.transposed)
+        return self.packed(self.name, key, self._read, self._splits)
+
+    def _splits(self, names: list[str]) -> Splits:
+        return by_name(names, listed(self.split)) if self.split else by_number(len(names))
 
     def _read(self) -> Raw:
         parts = [self._open(part) for part in self.parts]
@@ -109,14 +91,14 @@ class Torchvision(Dataset):
         """A part of the data as torchvision has it, downloaded if it is not there."""
         from torchvision import datasets  # here, because its import takes seconds
 
-        kind = getattr(datasets, self.kind)
+        kind, folder = getattr(datasets, self.kind), Path(self.data_dir).expanduser()
         try:
             try:
-                return kind(str(self.data_dir), download=False, **part)
+                return kind(str(folder), download=False, **part)
             except RuntimeError:  # not there, or damaged
                 with _patient():
-                    self.data_dir.mkdir(parents=True, exist_ok=True)
-                    return kind(str(self.data_dir), download=True, **part)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    return kind(str(folder), download=True, **part)
         except ImportError as error:
             raise ValueError(
                 f"dataset = {self.name} needs the package {error.name} to read its files. Install it: pip install {error.name}."

@@ -1,6 +1,6 @@
 """Images in folders or archives -> items sorted by class: a first walk finds them, a second one reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -33,6 +33,29 @@ def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
                 raise ValueError(f"class {where} has {own} twice, in {first} and in {second}. Remove one of them.")
             images[own] = Found(number, name)
     return {where: [tree[where][own] for own in sorted(tree[where])] for where in sorted(tree)}
+
+
+def named(tree: Tree, labels: Mapping[str, str]) -> Tree:
+    """The images of a tree that are among the names in `labels`, name -> class.
+
+    Lists of mini-ImageNet call images of ImageNet, whose names are CLASS_NUMBER, by their place in the order of these numbers:
+    n0153282900000005.jpg is the fifth of class n01532829.
+    """
+    wanted: dict[str, list[str]] = {where: [] for where in tree}
+    for name, where in labels.items():
+        wanted.get(where, []).append(name)
+    chosen = {}
+    for where, images in tree.items():
+        ranked = sorted(images, key=lambda found: _number(found.name.rpartition("_")[2]))
+        own = {f"{where}{place:08d}.jpg": found for place, found in enumerate(ranked, start=1)}
+        own |= {PurePosixPath(found.name).name: found for found in images}
+        chosen[where] = [own[name] for name in wanted[where] if name in own]
+    return {where: images for where, images in chosen.items() if images}
+
+
+def _number(name: str) -> int:
+    digits = PurePosixPath(name).stem
+    return int(digits) if digits.isdecimal() else 0
 
 
 def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: str) -> Raw:

@@ -1,0 +1,42 @@
+"""What the data sets of photographs share: options of shape and augmentation, and the way to a packed data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsl_cli.datasets.augment import Augment
+from fsl_cli.datasets.class_splits import Splits, only_test
+from fsl_cli.datasets.images import check_shape
+from fsl_cli.datasets.packed import Dataset, Packed, Raw, pack
+
+
+@dataclass(kw_only=True)
+class Resized(Dataset):
+    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, the middle is kept.
+
+    Args:
+        cache_dir: holds the packed form.
+        size: side of the items in pixels.
+        channels: 3, or 1 for grey.
+        test_only: all classes are test classes, for a model trained on another data set.
+        crop, flip, jitter: changes in training, see augment.py.
+    """
+
+    cache_dir: str
+    size: int = 84
+    channels: int = 3
+    test_only: bool = False
+    crop: int = 0
+    flip: bool = False
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_shape(self.size, self.channels)
+        self.augment = Augment(self.crop, self.flip, self.jitter)
+
+    def packed(self, name: str, key: str, read: Callable[[], Raw], split: Callable[[list[str]], Splits]) -> Packed:
+        """The data set that `read` reads where it is not packed under `key` yet; `split` divides the names of its classes."""
+        items, names, counts = pack(self.cache_dir, f"{name}-{self.size}x{self.channels}-{key}", read)
+        splits = only_test(len(names)) if self.test_only else split(names)
+        return Packed(name, items, names, np.asarray(counts), splits, augment=self.augment)
