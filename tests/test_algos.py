@@ -21,6 +21,7 @@ EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=
 SHAPE = (1, 16, 16)
 SMALL = {"conv4": ["model.filters=4"], "conv4_maps": ["model.filters=4"], "mlp": ["model.hidden=[12,10]"], "mlp_sine": []}
 QUICK = {
+    "metanet": ["algo.width=16", "algo.hidden=8"],
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],
     "mtl": ["algo.inner_steps=5", "algo.inner_lr=0.3"],
