@@ -5,8 +5,8 @@ What a relative changes is an option:
 - `first_order` drops the second derivatives (FOMAML).
 - `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157), `adapts=body` is BOIL (Oh et al., 2021,
   https://arxiv.org/abs/2008.08882).
-- `adapts=context` is CAVIA (Zintgraf et al., 2019, https://arxiv.org/abs/1810.03642): `context` numbers, zero at the start of every
-  episode, enter a network that all episodes share.
+- `adapts=context` is CAVIA (Zintgraf et al., 2019, https://arxiv.org/abs/1810.03642): `context` numbers, zero at the start of
+  every episode, enter a network that all episodes share.
 - `rates=weight` learns a step of free sign for every single weight: Meta-SGD (Li et al., 2017, https://arxiv.org/abs/1707.09835).
 - `rates=step` learns one for every layer and step, `norm_per_step` a scale and shift of each normalisation for every step,
   `multi_step` sums the query losses after all steps early in training, `first_order_until` leaves second derivatives to later:
@@ -51,7 +51,7 @@ class MAML(Algorithm):
         eval_inner_steps: int,
         first_order: bool = False,
         adapts: Literal["all", "head", "body", "context"] = "all",
-        context: int = 0,
+        context: int | None = None,
         head: Literal["learned", "prototypes"] = "learned",
         rates: Literal["fixed", "step", "weight"] = "fixed",
         norm_per_step: bool = False,
@@ -81,10 +81,10 @@ class MAML(Algorithm):
                 "algo.adapts = context goes with algo.head=learned, algo.rates=fixed, algo.norm_per_step=false and "
                 "algo.recompute=false. Leave these as algo=cavia has them."
             )
-        if adapts != "context" and context:
-            raise ValueError(f"algo.context = {context}, but algo.adapts = {adapts}. Choose algo=cavia, or algo.context=0.")
+        if adapts != "context" and context is not None:
+            raise ValueError(f"algo.context = {context}, but algo.adapts = {adapts}. Choose algo=cavia, or leave it out.")
         self.model = model
-        self.context = Context(model, context) if adapts == "context" else None
+        self.context = Context(model, context or 0) if adapts == "context" else None
         self.head = nn.Linear(model.out_features, way) if head == "learned" else None
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
         self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute

@@ -1,19 +1,18 @@
 """Meta Networks, Munkhdalai and Yu, 2017 (https://arxiv.org/abs/1703.00837).
 
-Two networks have slow weights, learned by the outer loop, and fast ones, made anew for every episode: `u` represents items and `b`
-answers. A loss of `u` on the support set gives its gradient, which the network `d` turns into the fast weights of `u`. A loss of `b`
-on each support item gives its gradients, which the network `m` turns into a memory of fast weights, one set for every item. A query
-reads its fast weights from that memory by attention between representations. A layer adds up what its slow and its fast
-weights say, each after its own nonlinearity.
+Two networks have slow weights, learned by the outer loop, and fast ones, made anew in every episode: `u` represents items, `b`
+answers. The gradient of a loss of `u` on the support set becomes the fast weights of `u` through the network `d`. The gradient
+of a loss of `b` on each support item becomes fast weights of `b` through the network `m`: a memory, from which a query reads
+its own by attention between representations. A layer adds up what its slow and its fast weights say, each after its own
+nonlinearity.
 
 Where it differs from the paper:
 
-- `u` and `b` share a body, `model`, that has slow weights alone; each has two layers of its own, all of them augmented. The memory
-  takes `support items * (features + way) * width` numbers: for large images set `model.pooling=mean`.
-- The loss of `u` is the cross entropy at any number of shots (theirs is contrastive beyond one shot), and `d` sees its mean gradient
-  through a network like `m`, where theirs reads the gradients of sampled items with an LSTM.
+- `u` and `b` share a body, `model`, which has slow weights alone, and have two layers of their own. The fast weights of an
+  episode are `support items * (features + way) * width` numbers: for large images choose `model.pooling=mean`.
+- The loss of `u` is the cross entropy at any number of shots (theirs is contrastive beyond one), and `d` takes the mean
+  gradient through a network like `m` (theirs reads the gradients of sampled items with an LSTM).
 - Attention is sharpened by a learned factor: the softmax of cosines alone is nearly flat.
-- The outer loop differentiates through the gradients too.
 """
 
 import math
@@ -38,6 +37,7 @@ class MetaNet(Algorithm):
 
     bulk = True
     norms = ("running", "transductive", "support")
+    cached_chunk = 8  # for the memory of each
 
     def __init__(self, model: Embedding, way: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ class MetaNet(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        u, b = dict(self.u.named_parameters()), dict(self.b.named_parameters())
+        u: Weights = dict(self.u.named_parameters())
+        b: Weights = dict(self.b.named_parameters())
         fast = self.d(grad(_loss)(u, *support))
         memory = self.m(vmap(grad(_loss), in_dims=(None, 0, 0))(b, *support))  # of each item: [n, ...]
         keys = represented(support.inputs, u, fast)
@@ -76,9 +77,7 @@ class Generator(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-        )
+        self.layers = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, gradients: Weights) -> Weights:
         """Weights of the shapes of the gradients."""
