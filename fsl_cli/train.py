@@ -222,7 +222,7 @@ def finish(
     state: Run, tracker: Tracker, store: AnyStore, samplers: tuple[Sampler, ...], folder: Path, cfg: DictConfig, began: float
 ) -> float:
     """Tests the best checkpoint once, and writes what the run came to."""
-    content = checkpoint.load(folder / "best.pt", "out")
+    content = checkpoint.load(parallel.same(folder) / "best.pt", "out")  # all wait until the first process has written it
     checkpoint.load_weights(state.algo, content, "out")
     validation, test = samplers
     scores = score(state.algo, store, test, cfg.episodes)
