@@ -121,6 +121,16 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
 
 
+def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    small = [*SMALL, "algo.inner_steps=1", "steps=1", "val_episodes=2", "episodes=2", "hydra.sweep.dir=sweep"]
+    stage = "pretrain_with={steps:1,algo.batch:8,algo.head_epochs:1}"
+    assert fsl(monkeypatch, "train", "-m", "algo=mtl", "pretrain=train", stage, "seed=0,1", *small) == 0
+    for seed in (0, 1):
+        folder = Path("sweep") / str(seed)
+        assert checkpoint.load(folder / "pretrain/best.pt", "test")["choices"]["seed"] == str(seed)
+        assert "finetune on strokes test" in (folder / "train.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
