@@ -59,7 +59,7 @@ def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, 
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("fsl_cli.configs", version_base="1.3"):
+        with initialize_config_module("fsl_cli.configs", job_name=command, version_base="1.3"):
             cfg = compose(command, overrides=["out=unused", *overrides], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer

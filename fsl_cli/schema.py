@@ -82,6 +82,7 @@ class Train(Episodic):
     clip_norm: float | None = None
     early_stop: int | None = None
     pretrain: str | None = None
+    pretrain_with: Any = None  # settings by key
     resume: str | None = None
 
 

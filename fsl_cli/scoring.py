@@ -14,8 +14,7 @@ from fsl_cli.functions import AnyStore, Sampler
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 from fsl_cli.store import Store
 
-CACHED_CHUNK = 250  # episodes scored at once from cached embeddings, at most
-CACHED_VALUES = 2**28  # of their embeddings, which for episodes of all classes are many
+CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
 EMBED_BATCH = 1000  # items embedded at once for the cache
 CURVE_EPISODES = 48
 
@@ -30,7 +29,7 @@ def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> 
     if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
         parts = _score_cached(algo, store, indices, sampler.shot)
     else:
-        size = algo.score_chunk or CACHED_CHUNK
+        size = algo.score_chunk
         parts = []
         for start in range(0, len(indices.items), size):
             batch = store.episodes(indices.rows(slice(start, start + size)), sampler.shot)
@@ -56,7 +55,7 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
     places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
     parts = []
     most = max(1, CACHED_VALUES // (places[0].numel() * features.shape[1]))
-    for part in places.split(min(CACHED_CHUNK, most)):
+    for part in places.split(min(algo.cached_chunk, most)):
         rows, way = features[part], part.shape[1]  # [tasks, way, shot + queries, features]
         support, query = (label(rows[:, :, cut].flatten(1, 2), way) for cut in (slice(None, shot), slice(shot, None)))
         parts.append(score_logits(algo.scores(Episode(support, query)), query.targets))

@@ -8,13 +8,12 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, tuning
+from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import arguments, build, check, flat, run_folder
+from fsl_cli.config import arguments, build, check, flat
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, BatchSampler, Episode
@@ -42,33 +41,34 @@ def main(cfg: DictConfig) -> float:
     return told(run, cfg)
 
 
-def run(cfg: DictConfig) -> float:
-    """Builds everything, trains from where the checkpoint says, keeps the best by validation, tests it once."""
+def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
+    """Trains a `job` (None: that of the command) from where its checkpoint says, keeps the best by validation, tests it once."""
     began = time.perf_counter()
     check(cfg)
     place = device.choose(cfg.device.name)
     parallel.join(place)
     chief = parallel.rank() == 0  # of several processes, the one that writes
-    folder = parallel.same(run_folder())
+    job = job or stages.asked(cfg)
+    folder, choices = job.folder, job.choices
     content = resume.source(cfg.resume, folder)
-    choices = {**HydraConfig.get().runtime.choices, "seed": str(cfg.seed)}
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
+    pretrained = stages.network(cfg, job, run) if content is None else None
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
-    state = assemble(cfg, data, classes, place)
+    state = assemble(cfg, data, classes, place, choices["algo"])
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
         state.restore(content)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
-    elif cfg.pretrain is not None:
-        checkpoint.load_network(state.algo, checkpoint.load(cfg.pretrain, "pretrain"), "pretrain")
+    elif pretrained is not None:
+        checkpoint.load_network(state.algo, checkpoint.load(pretrained, "pretrain"), "pretrain")
     elif state.algo.wants_pretrained:
         raise ValueError(
-            f"pretrain = null, but algo={choices['algo']} keeps the weights of a network that has been trained. Train one with "
-            "fsl train algo=finetune, and name its checkpoint: pretrain=PATH/best.pt."
+            f"pretrain = null, but algo={choices['algo']} keeps the weights of a network that has been trained. Let "
+            "pretrain=train train one first, or name a checkpoint: pretrain=PATH/best.pt."
         )
     began -= state.wall
     batches = partial(training_batch, store, sampler, classes=classes)
@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> float:
     origin = {
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
-        "overrides": list(HydraConfig.get().overrides.task),
+        "overrides": job.overrides,
         "data": {"item_shape": list(data.item_shape), "classes": classes},
         "fastest": stepper.fastest,
     }
@@ -113,15 +113,14 @@ def run(cfg: DictConfig) -> float:
                 if state.step % cfg.checkpoint_every == 0 or done or stop:
                     save("last.pt")
                 if stop and not done:
-                    log.info(f"Stopped at step {state.step}. Go on with: fsl train resume={folder / 'last.pt'}")
+                    log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
 
 
-def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device) -> Run:
-    """Builds model, algorithm, optimizer and schedule with the initial weights of `seed`."""
+def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device, name: str) -> Run:
+    """Builds model, algorithm (called `name`), optimizer and schedule with the initial weights of `seed`."""
     if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
-        name = HydraConfig.get().runtime.choices["algo"]
         raise ValueError(
             f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml or cnp."
         )
@@ -224,7 +223,7 @@ def finish(
     state: Run, tracker: Tracker, store: AnyStore, samplers: tuple[Sampler, ...], folder: Path, cfg: DictConfig, began: float
 ) -> float:
     """Tests the best checkpoint once, and writes what the run came to."""
-    content = checkpoint.load(folder / "best.pt", "out")
+    content = checkpoint.load(parallel.same(folder) / "best.pt", "out")  # all wait until the first process has written it
     checkpoint.load_weights(state.algo, content, "out")
     validation, test = samplers
     scores = score(state.algo, store, test, cfg.episodes)

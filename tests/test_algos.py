@@ -32,6 +32,7 @@ SMALL = {
     "wrn28_10": ["model.depth=10", "model.width=1"],
 }
 QUICK = {
+    "metanet": ["algo.width=16", "algo.hidden=8"],
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],
     "mtl": ["algo.inner_steps=5", "algo.inner_lr=0.3"],

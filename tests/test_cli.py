@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,69 @@ def test_a_network_comes_from_another_checkpoint(monkeypatch: pytest.MonkeyPatch
     assert "pretrain: the network of the checkpoint is another one" in capfd.readouterr().err
     assert fsl(monkeypatch, "train", "algo=mtl", "out=none", *SMALL) == 2
     assert "pretrain = null, but algo=mtl" in capfd.readouterr().err
+
+
+def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    steps = ["algo.inner_steps=3", "algo.eval_inner_steps=3"]
+    stage = "pretrain_with={steps:8,eval_every:4,checkpoint_every:3,algo.batch:16,algo.head_epochs:3}"
+    words = ["algo=mtl", "pretrain=train", *SMALL, *steps, "steps=4", "seed=3"]
+    assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
+    before, after = (checkpoint.load(f"whole/{name}", "test") for name in ("pretrain/best.pt", "best.pt"))
+    assert (before["choices"]["algo"], before["choices"]["seed"]) == ("finetune", "3")
+    assert before["algo"]["model.blocks.0.weight"].equal(after["algo"]["model.blocks.0.weight"])
+    assert (result("whole/pretrain")["steps"], result("whole")["steps"]) == (8, 4)
+    assert fsl(monkeypatch, "train", "algo=mtl", "pretrain=whole/pretrain/best.pt", *words[2:], "out=apart") == 0
+    step = train.train_step
+
+    def stopping(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if (type(state.algo).__name__, state.step) in (("Finetune", 5), ("MTL", 2)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", stopping)
+        assert fsl(monkeypatch, "train", *words, stage, "out=stopped") == 128 + signal.SIGTERM
+        again = shlex.split(capfd.readouterr().out.split("Go on with: fsl ")[1].splitlines()[0])
+        assert "resume=auto" in again
+        assert not Path("stopped/last.pt").exists()
+        assert fsl(monkeypatch, *again) == 128 + signal.SIGTERM
+    assert fsl(monkeypatch, "train", "resume=stopped/last.pt") == 0
+    for name in ("stopped", "apart", "stopped/pretrain"):
+        other = {"apart": "whole", "stopped": "whole", "stopped/pretrain": "whole/pretrain"}[name]
+        assert result(name)["nll"] == result(other)["nll"], name
+        assert metrics(name) == metrics(other), name
+    for file in ("last.pt", "best.pt", "result.json"):
+        (Path("whole") / file).unlink()
+    capfd.readouterr()
+    assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
+    assert "The first stage is finished" in capfd.readouterr().out
+    (Path("whole") / "last.pt").unlink()
+    assert fsl(monkeypatch, "train", *words, stage.replace("batch:16", "batch:8"), "out=whole") == 2
+    assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
+
+
+def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    small = [*SMALL, "algo.inner_steps=1", "steps=1", "val_episodes=2", "episodes=2", "hydra.sweep.dir=sweep"]
+    stage = "pretrain_with={steps:1,algo.batch:8,algo.head_epochs:1}"
+    assert fsl(monkeypatch, "train", "-m", "algo=mtl", "pretrain=train", stage, "seed=0,1", *small) == 0
+    for seed in (0, 1):
+        folder = Path("sweep") / str(seed)
+        assert checkpoint.load(folder / "pretrain/best.pt", "test")["choices"]["seed"] == str(seed)
+        assert "finetune on strokes test" in (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain_with={steps:3}"], "pretrain_with = {'steps': 3}, but it must be"),
+        (["pretrain=train", "pretrain_with=3"], "pretrain_with = 3, but it must be settings by key"),
+        (["pretrain=train", "pretrain_with={algo.bathc:3}"], "algo.bathc"),
+        (["pretrain=train", "experiment=protonet_omniglot_paper"], "experiment=protonet_omniglot_paper"),
+    ],
+)
+def test_a_first_stage_that_cannot_be_is_refused(words: list[str], said: str, monkeypatch: Any, capfd: Any):
+    assert fsl(monkeypatch, "train", "device=cpu", *words, "out=run") == 2
+    assert said in capfd.readouterr().err
 
 
 def test_way_and_shot_are_drawn_in_training(monkeypatch: pytest.MonkeyPatch):

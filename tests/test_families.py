@@ -4,12 +4,17 @@ import math
 
 import torch
 from test_algos import blobs, gradients, make
+from torch import Tensor, nn
 from torch.nn import functional
 
+from fsl_cli.algos.context import Context
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mann import MANN, Memory, least_used
+from fsl_cli.algos.metanet import Generator, MetaNet, preprocessed
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
+from fsl_cli.models.conv4 import Conv4
+from fsl_cli.models.mlp import MLP
 
 
 def pair(one: str, other: str, model: str = "conv4") -> tuple[MAML, MAML]:
@@ -184,3 +189,106 @@ def test_snail_answers_a_query_from_its_support_alone():
     with torch.no_grad():
         predictor = built.fit(Examples(batch.support.inputs[0], batch.support.targets[0]))
         torch.testing.assert_close(predictor(batch.query.inputs[0])[:1], predictor(batch.query.inputs[0][:1]))
+
+
+def metanet() -> MetaNet:
+    built = make("metanet", "mlp").eval()
+    assert isinstance(built, MetaNet)
+    return built
+
+
+def test_a_meta_network_whose_fast_weights_are_zero_is_its_slow_network():
+    built, batch = metanet(), blobs(1, 3, 2, 4)
+    support = Examples(batch.support.inputs[0], batch.support.targets[0])
+    hidden, head = (built.b[name] for name in ("hidden", "head"))
+    with torch.no_grad():
+        slow = head(hidden(built.embed(batch.query.inputs[0])).relu())
+        assert not torch.allclose(built.fit(support)(batch.query.inputs[0]), slow, atol=1e-2)
+        for parameter in built.m.layers[-1].parameters():
+            parameter.zero_()
+        torch.testing.assert_close(built.fit(support)(batch.query.inputs[0]), slow)
+
+
+def test_a_meta_network_with_the_memory_of_one_item_by_hand():
+    built, batch = metanet(), blobs(1, 3, 1, 4)
+    with torch.no_grad():
+        features = built.embed(batch.support.inputs[0])
+        built.sharpness.fill_(1e6)  # a query that is a support item reads the weights of that item alone
+        answer = built.adapt(Examples(features, batch.support.targets[0]))(features[1:2])
+    slow = {name: weight.detach().clone().requires_grad_() for name, weight in built.b.named_parameters()}
+
+    def network(inputs: Tensor, *paths: dict[str, Tensor]) -> Tensor:
+        inner = sum((inputs @ w["hidden.weight"].T + w["hidden.bias"]).clamp(min=0) for w in paths)
+        return sum(inner @ w["head.weight"].T + w["head.bias"] for w in paths)  # pyright: ignore
+
+    loss = -network(features[1:2], slow).log_softmax(1)[0, batch.support.targets[0, 1].argmax()]
+    grads = dict(zip(slow, torch.autograd.grad(loss, list(slow.values())), strict=True))
+    with torch.no_grad():
+        torch.testing.assert_close(answer, network(features[1:2], slow, built.m(grads)))
+
+
+def test_one_network_makes_the_weights_of_all_coordinates():
+    torch.manual_seed(0)
+    made, gradient = Generator(6), torch.randn(4, 5)
+    rows, columns = torch.randperm(4), torch.randperm(5)
+    torch.testing.assert_close(made({"a": gradient[rows][:, columns]})["a"], made({"a": gradient})["a"][rows][:, columns])
+
+
+def test_a_meta_network_does_not_know_the_order_of_its_hidden_units():
+    built, batch = metanet(), blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        before = built.predictions(batch)
+        for network in ("u", "b"):
+            weights = [built.get_parameter(f"{network}.{name}") for name in ("hidden.weight", "hidden.bias", "head.weight")]
+            order = torch.randperm(len(weights[0]))
+            for weight in (weights[0], weights[1], weights[2].T):
+                weight.copy_(weight[order].clone())
+        torch.testing.assert_close(built.predictions(batch), before)
+
+
+def test_the_size_and_sign_of_gradients():
+    edge = math.exp(-7)
+    found = preprocessed(torch.tensor([math.exp(-3.5), -1.0, edge / 2, 0.0], dtype=torch.float64))
+    expected = [[-0.5, 1.0], [0.0, -1.0], [-1.0, 0.5], [-1.0, 0.0]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_cavia_without_inner_steps_is_the_plain_network():
+    built, batch = make("cavia", "conv4", "algo.eval_inner_steps=0").eval(), blobs(2, 3, 2, 4)
+    assert isinstance(built, MAML) and isinstance(built.head, nn.Linear)
+    with torch.no_grad():
+        plain = torch.stack([built.head(built.model(inputs)) for inputs in batch.query.inputs])
+        torch.testing.assert_close(built.predictions(batch), plain)
+
+
+def test_cavia_adapts_the_context_alone_by_gradient_descent():
+    built, batch = make("cavia", "conv4", "algo.context=3", "algo.inner_lr=0.5").eval(), blobs(1, 3, 2, 4)
+    assert isinstance(built, MAML)
+    support = Examples(batch.support.inputs[0], batch.support.targets[0])
+    context = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    for weights in built.weights(support):
+        assert set(weights) == {"context"}
+        torch.testing.assert_close(weights["context"], context)
+        loss = functional.cross_entropy(built.logits({"context": context}, support.inputs, 0), support.targets)
+        (slope,) = torch.autograd.grad(loss, context)
+        assert float(slope.abs().max()) > 0
+        context = (context - 0.5 * slope).detach().requires_grad_()
+
+
+def test_the_context_scales_and_shifts_normalised_maps_or_stands_beside_the_inputs():
+    torch.manual_seed(0)
+    context = torch.randn(3)
+    images, points = torch.randn(5, 1, 16, 16), torch.randn(7, 1)
+    maps, curve = Conv4((1, 16, 16), filters=4), MLP((1,), [6, 4], norm=False)
+    film, beside = Context(maps, 3), Context(curve, 3)
+    with torch.no_grad():
+        x = images
+        for number, entry in enumerate(film.entries):
+            convolution, norm = maps.blocks[4 * number], maps.blocks[4 * number + 1]
+            gain, offset = entry(context).view(2, 4, 1, 1)
+            x = functional.max_pool2d(((1 + gain) * norm(convolution(x)) + offset).relu(), 2)
+        torch.testing.assert_close(torch.func.functional_call(maps, film(context, maps), images), x.flatten(1))
+        first, second = curve.layers[1], curve.layers[3]
+        wide = torch.cat([first.weight, beside.entries[0].weight], dim=1)  # pyright: ignore
+        inner = (torch.cat([points, context.expand(7, -1)], dim=1) @ wide.T + first.bias).relu()  # pyright: ignore
+        torch.testing.assert_close(torch.func.functional_call(curve, beside(context, curve), points), second(inner).relu())

@@ -29,7 +29,7 @@ def numerical_gradient(loss: Callable[[], Tensor], weight: Tensor, place: tuple[
 
 
 @pytest.mark.parametrize("model", ["conv4", "mlp"])
-@pytest.mark.parametrize("algo", ["maml algo.inner_steps=2", "anil algo.inner_steps=2", "protonet"])
+@pytest.mark.parametrize("algo", ["maml algo.inner_steps=2", "anil algo.inner_steps=2", "protonet", "cavia", "metanet"])
 def test_the_meta_gradient_equals_finite_differences(algo: str, model: str):
     name, *options = algo.split()
     # A weight whose step crosses the kink of a ReLU would spoil a finite difference: the seeds are such that none does.

@@ -93,3 +93,12 @@ def test_evaluation_shares_its_episodes_out():
     assert Path("one/episodes.csv").read_text().count("\n") == 32
     one, two = ([row.split(",")[:2] for row in Path(p, "episodes.csv").read_text().splitlines()] for p in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.slow
+def test_both_stages_of_a_training_run_in_two_processes():
+    stage = "pretrain_with={steps:2,eval_every:2,algo.batch:16,algo.head_epochs:1}"
+    words = [*SMALL, "algo=mtl", "pretrain=train", stage, "steps=2", "eval_every=2", "algo.inner_steps=2"]
+    done = fsl("train", *words, *TWO, "out=run")
+    assert done.returncode == 0, done.stderr
+    assert Path("run/pretrain/result.json").exists() and Path("run/result.json").exists()

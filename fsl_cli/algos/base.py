@@ -40,6 +40,7 @@ class Algorithm(nn.Module, ABC):
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int = 8  # tasks mapped at once in scoring
+    cached_chunk: int = 250  # and in scoring from cached embeddings
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
     changes: bool = False  # what a step computes depends on `progress`, so that no CUDA graph can replay it
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles

@@ -5,6 +5,8 @@ What a relative changes is an option:
 - `first_order` drops the second derivatives (FOMAML).
 - `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157), `adapts=body` is BOIL (Oh et al., 2021,
   https://arxiv.org/abs/2008.08882).
+- `adapts=context` is CAVIA (Zintgraf et al., 2019, https://arxiv.org/abs/1810.03642): `context` numbers, zero at the start of
+  every episode, enter a network that all episodes share.
 - `rates=weight` learns a step of free sign for every single weight: Meta-SGD (Li et al., 2017, https://arxiv.org/abs/1707.09835).
 - `rates=step` learns one for every layer and step, `norm_per_step` a scale and shift of each normalisation for every step,
   `multi_step` sums the query losses after all steps early in training, `first_order_until` leaves second derivatives to later:
@@ -24,6 +26,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor
+from fsl_cli.algos.context import Context
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
@@ -47,7 +50,8 @@ class MAML(Algorithm):
         inner_steps: int,
         eval_inner_steps: int,
         first_order: bool = False,
-        adapts: Literal["all", "head", "body"] = "all",
+        adapts: Literal["all", "head", "body", "context"] = "all",
+        context: int | None = None,
         head: Literal["learned", "prototypes"] = "learned",
         rates: Literal["fixed", "step", "weight"] = "fixed",
         norm_per_step: bool = False,
@@ -72,7 +76,15 @@ class MAML(Algorithm):
                 "algo.head = prototypes (algo=protomaml) starts at class means, but functions (dataset=sine) have no classes. "
                 "Choose algo=maml."
             )
+        if adapts == "context" and (head == "prototypes" or rates != "fixed" or norm_per_step or recompute):
+            raise ValueError(
+                "algo.adapts = context goes with algo.head=learned, algo.rates=fixed, algo.norm_per_step=false and "
+                "algo.recompute=false. Leave these as algo=cavia has them."
+            )
+        if adapts != "context" and context is not None:
+            raise ValueError(f"algo.context = {context}, but algo.adapts = {adapts}. Choose algo=cavia, or leave it out.")
         self.model = model
+        self.context = Context(model, context or 0) if adapts == "context" else None
         self.head = nn.Linear(model.out_features, way) if head == "learned" else None
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
         self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute
@@ -81,6 +93,7 @@ class MAML(Algorithm):
         norms = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
         own = [name for name, parameter in self.named_parameters() if id(parameter) not in norms]
         self.adapted = [name for name in own if adapts == "all" or name.startswith("head.") == (adapts == "head")]
+        self.adapted = [] if self.context is not None else self.adapted
         steps = max(1, inner_steps)
         self.rates, self.by_weight = nn.ParameterDict(), rates == "weight"
         moving = self.adapted + (["head.weight", "head.bias"] if head == "prototypes" else [])
@@ -115,6 +128,8 @@ class MAML(Algorithm):
     def start(self, support: Examples) -> Weights:
         """The weights that an episode adapts, before its first step."""
         weights: Weights = {name: self.get_parameter(name) for name in self.adapted}
+        if self.context is not None:
+            weights["context"] = support.inputs.new_zeros(self.context.size)
         if self.head is None:  # the distance to the class means c, written as a layer: 2 c x - |c|^2
             means = centroids(Examples(self.logits({}, support.inputs, 0, embed=True), support.targets))
             weights |= {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
@@ -146,6 +161,8 @@ class MAML(Algorithm):
         for name in self.norm_names:
             values = self.norms_by_step[_key(name)]
             body[name.removeprefix("model.")] = values[min(step, len(values) - 1)]
+        if self.context is not None and "context" in weights:
+            body |= self.context(weights["context"], self.model)
         features = functional_call(self.model, body, inputs)
         if embed:
             return features

@@ -1,9 +1,9 @@
 """Meta-Transfer Learning for Few-Shot Learning, Sun et al., 2019 (https://arxiv.org/abs/1812.02391).
 
-The weights of a pre-trained network (`pretrain=PATH`) stay as they are; the outer loop learns a factor for every kernel, the
-scale and shift of the normalisation layers, and the initial head; the inner loop trains the head alone, without second
-derivatives. The paper's shift is the bias of a convolution: here the shift of the normalisation that follows it. Its choice
-of hard classes for the next meta-batch is left out: episodes are a function of seed and step alone.
+The weights of a pre-trained network (`pretrain=train`, or `pretrain=PATH`) stay as they are; the outer loop learns a factor for
+every kernel, the scale and shift of the normalisation layers, and the initial head; the inner loop trains the head alone,
+without second derivatives. The paper's shift is the bias of a convolution: here the shift of the normalisation that follows it.
+Its choice of hard classes for the next meta-batch is left out: episodes are a function of seed and step alone.
 """
 
 import torch

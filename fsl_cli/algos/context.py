@@ -1,0 +1,47 @@
+"""Where the context parameters of CAVIA enter a network that is otherwise the same for all episodes."""
+
+from torch import Tensor, nn
+
+from fsl_cli.models.embedding import Embedding
+from fsl_cli.models.norm import Norm
+
+
+class Context(nn.Module):
+    """Makes weights that replace some of a model's own of a context `[size]`; a context of zeros makes the model's own.
+
+    A model with normalisation has each normalised map scaled and shifted by a linear function of the context (FiLM; theirs is on
+    one map of four). Any other has the context beside its inputs: a linear function of it, added to the bias of the first layer.
+    """
+
+    def __init__(self, model: Embedding, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"algo.context = {size}, but algo.adapts = context needs at least 1 number to adapt.")
+        modules = dict(model.named_modules())
+        widths = {name: len(layer.scale) for name, layer in modules.items() if isinstance(layer, Norm)}
+        linear = {name: layer.out_features for name, layer in modules.items() if isinstance(layer, nn.Linear)}
+        if not widths and not linear:
+            raise ValueError(
+                "algo.adapts = context, but the model has neither our normalisation nor linear layers for the context to enter. "
+                "Choose model=conv4 or model=mlp."
+            )
+        self.size, self.scales = size, bool(widths)
+        self.places = list(widths) or list(linear)[:1]
+        outs = [2 * width for width in widths.values()] or list(linear.values())[:1]
+        self.entries = nn.ModuleList(nn.Linear(size, out, bias=False) for out in outs)
+        for entry in self.entries if self.scales else ():
+            nn.init.kaiming_uniform_(entry.weight, nonlinearity="relu")  # as published; it also sets how far an inner step goes
+
+    def forward(self, context: Tensor, model: Embedding) -> dict[str, Tensor]:
+        """The weights of `model`, by name, that the context changes."""
+        weights = {}
+        for name, entry in zip(self.places, self.entries, strict=True):
+            change = entry(context)
+            if self.scales:
+                scale, shift = (model.get_parameter(f"{name}.{part}") for part in ("scale", "shift"))
+                gain, offset = change.chunk(2)
+                weights[f"{name}.scale"] = (1 + gain) * scale
+                weights[f"{name}.shift"] = (1 + gain) * shift + offset
+            else:
+                weights[f"{name}.bias"] = model.get_parameter(f"{name}.bias") + change
+        return weights

@@ -1,0 +1,84 @@
+"""What a training starts from, and `pretrain=train`: a first stage whose network it starts from, in the same command."""
+
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fsl_cli import parallel, resume
+from fsl_cli.config import composed, flat, run_folder, typed
+
+log = logging.getLogger(__name__)
+
+# Of what is typed for a run, what its first stage takes over; the model is taken as it came to be.
+SHARED = ("dataset", "task", "device", "seed", "data_dir", "cache_dir", "episodes", "val_episodes")
+
+
+class Job(NamedTuple):
+    """A training as it was asked for."""
+
+    choices: dict[str, str]  # what was chosen of each group, and the seed
+    overrides: list[str]  # what was typed
+    folder: Path
+    again: str  # the command that goes on with it
+
+
+def asked(cfg: DictConfig) -> Job:
+    """The job that Hydra runs."""
+    hydra = HydraConfig.get()
+    folder = parallel.same(run_folder())
+    choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
+    return Job(choices, list(hydra.overrides.task), folder, f"fsl train resume={folder / 'last.pt'}")
+
+
+def network(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:
+    """The checkpoint whose network a new training starts from, or None; trained now by `run` if `pretrain=train`.
+
+    A first stage lies in the sub-folder `pretrain`. If it is finished it is taken as it is, else it goes on where it stopped.
+    """
+    if cfg.pretrain_with is not None and not (cfg.pretrain == "train" and isinstance(cfg.pretrain_with, DictConfig)):
+        raise ValueError(
+            f"pretrain_with = {cfg.pretrain_with}, but it must be settings by key, as {{steps:8000,algo.batch:64}}, and go with "
+            "pretrain=train. Write it so, or leave it out."
+        )
+    if cfg.pretrain != "train":
+        return cfg.pretrain
+    if job.choices.get("experiment") is not None:
+        raise ValueError(
+            f"pretrain = train, but the settings of experiment={job.choices['experiment']} are not those of a first stage. "
+            "Train that by itself, and name its checkpoint: pretrain=PATH/best.pt."
+        )
+    folder = job.folder / "pretrain"
+    stage, first = _first(cfg, job, folder)
+    content = resume.source("auto", folder)
+    if content is not None and content["step"] >= stage.steps and (folder / "result.json").exists():
+        resume.refuse_contradictions(stage, first.choices, content)
+        log.info(f"The first stage is finished: it starts from {folder / 'best.pt'}.")
+        return str(folder / "best.pt")
+    if parallel.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()  # the stages may be fastest with different numbers
+    run(stage, first)
+    torch.set_num_threads(threads)
+    return str(folder / "best.pt")
+
+
+def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
+    """The config and the job of the first stage of a job: fine-tuning, unless `pretrain_with` says otherwise."""
+    model = flat({"model": OmegaConf.to_container(cfg.model, resolve=True)})
+    settings = {"algo": "finetune", "model": job.choices["model"]} | model | dict(cfg.pretrain_with or {})
+    words = [
+        *(word for word in job.overrides for key in typed([word]) if key.split(".")[0] in SHARED),
+        *(f"{key}={json.dumps(value)}" for key, value in settings.items() if key != "model._target_"),
+    ]
+    stage, choices = composed("train", words)
+    stage.out, stage.resume = str(folder), "auto"
+    typed_again = [word for word in job.overrides if not {"out", "resume"} & set(typed([word]))]
+    again = shlex.join(["fsl", "train", *typed_again, f"out={job.folder}", "resume=auto"])
+    return stage, Job({**choices, "seed": str(stage.seed)}, words, folder, again)
