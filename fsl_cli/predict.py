@@ -118,9 +118,9 @@ def chosen(classifier: Classifier) -> dict[str, Any]:
     """Logs the probability below which answers are refused, chosen on the support items; returns it for predictions.json."""
     found = classifier.rejection()
     log.info(
-        f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps {100 * found.kept:.0f} % "
-        f"of {found.known} that were left out alone, and refuses {100 * found.refused:.0f} % of {found.unknown} left out with "
-        "their whole class"
+        f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps "
+        f"{100 * found.kept:.0f} % of {found.known} that were left out alone, and refuses {100 * found.refused:.0f} % of "
+        f"{found.unknown} left out with their whole class"
     )
     return {"reject_below": found.threshold, "rejection": found._asdict()}
 

@@ -130,7 +130,15 @@ def test_a_frozen_network_trains_what_stands_on_it_and_nothing_else(tmp_path: Pa
 
 
 def test_a_network_that_comes_with_weights_is_evaluated_without_a_checkpoint(lite: Any, monkeypatch: Any):
-    words = ["model=efficientnet_lite0", "model.size=32", "dataset=strokes", "device=cpu", "task.way=4", "task.queries=3", "episodes=20"]
+    words = [
+        "model=efficientnet_lite0",
+        "model.size=32",
+        "dataset=strokes",
+        "device=cpu",
+        "task.way=4",
+        "task.queries=3",
+        "episodes=20",
+    ]
     words += [word for word in SMALL if word.startswith("dataset.")]
     assert fsl(monkeypatch, "evaluate", *words, "out=run") == 0
     found = result("run")
