@@ -28,9 +28,10 @@ class Context(nn.Module):
         self.size, self.scales = size, bool(widths)
         self.places = list(widths) or list(linear)[:1]
         outs = [2 * width for width in widths.values()] or list(linear.values())[:1]
-        self.entries = nn.ModuleList(nn.Linear(size, out, bias=False) for out in outs)
-        for entry in self.entries if self.scales else ():
+        entries = [nn.Linear(size, out, bias=False) for out in outs]
+        for entry in entries if self.scales else ():
             nn.init.kaiming_uniform_(entry.weight, nonlinearity="relu")  # as published; it also sets how far an inner step goes
+        self.entries = nn.ModuleList(entries)
 
     def forward(self, context: Tensor, model: Embedding) -> dict[str, Tensor]:
         """The weights of `model`, by name, that the context changes."""
