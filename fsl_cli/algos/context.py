@@ -19,10 +19,12 @@ class Context(nn.Module):
             raise ValueError(f"algo.context = {size}, but algo.adapts = context needs at least 1 number to adapt.")
         modules = dict(model.named_modules())
         widths = {name: len(layer.scale) for name, layer in modules.items() if isinstance(layer, Norm)}
-        linear = {name: layer.out_features for name, layer in modules.items() if isinstance(layer, nn.Linear)}
+        linear = {
+            name: len(layer.bias) for name, layer in modules.items() if isinstance(layer, nn.Linear) and layer.bias is not None
+        }
         if not widths and not linear:
             raise ValueError(
-                "algo.adapts = context, but the model has neither our normalisation nor linear layers for the context to enter. "
+                "algo.adapts = context, but the model has neither a normalisation of ours nor a linear layer with a bias for it to enter. "
                 "Choose model=conv4 or model=mlp."
             )
         self.size, self.scales = size, bool(widths)
