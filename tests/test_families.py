@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from test_algos import blobs, gradients, make
 from torch import Tensor, nn
@@ -292,3 +293,23 @@ def test_the_context_scales_and_shifts_normalised_maps_or_stands_beside_the_inpu
         wide = torch.cat([first.weight, beside.entries[0].weight], dim=1)  # pyright: ignore
         inner = (torch.cat([points, context.expand(7, -1)], dim=1) @ wide.T + first.bias).relu()  # pyright: ignore
         torch.testing.assert_close(torch.func.functional_call(curve, beside(context, curve), points), second(inner).relu())
+
+
+@pytest.mark.parametrize(
+    ("algo", "option", "said"),
+    [
+        ("cavia", "context=0", "algo.context = 0, but algo.adapts = context needs at least 1"),
+        ("cavia", "recompute=true", "algo.recompute=false"),
+        ("cavia", "rates=step", "algo.rates=fixed"),
+        ("maml", "context=5", "algo.context = 5, but algo.adapts = all"),
+        ("metanet", "width=0", "algo.width = 0, but it must be at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(algo: str, option: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        make(algo, "mlp", f"algo.{option}")
+
+
+def test_a_context_needs_a_layer_to_enter():
+    with pytest.raises(ValueError, match="Choose model=conv4 or model=mlp"):
+        Context(nn.Flatten(), 3)  # pyright: ignore

@@ -19,19 +19,19 @@ class Context(nn.Module):
             raise ValueError(f"algo.context = {size}, but algo.adapts = context needs at least 1 number to adapt.")
         modules = dict(model.named_modules())
         widths = {name: len(layer.scale) for name, layer in modules.items() if isinstance(layer, Norm)}
-        linear = {name: layer.out_features for name, layer in modules.items() if isinstance(layer, nn.Linear)}
+        layers = {name: layer for name, layer in modules.items() if isinstance(layer, nn.Linear)}
+        linear = {name: layer.out_features for name, layer in layers.items() if layer.bias is not None}
         if not widths and not linear:
             raise ValueError(
-                "algo.adapts = context, but the model has neither our normalisation nor linear layers for the context to enter. "
-                "Choose model=conv4 or model=mlp."
+                "algo.adapts = context, but the model has neither a normalisation of ours nor a linear layer with a bias, "
+                "where the context could enter. Choose model=conv4 or model=mlp."
             )
         self.size, self.scales = size, bool(widths)
         self.places = list(widths) or list(linear)[:1]
         outs = [2 * width for width in widths.values()] or list(linear.values())[:1]
-        entries = [nn.Linear(size, out, bias=False) for out in outs]
-        for entry in entries if self.scales else ():
-            nn.init.kaiming_uniform_(entry.weight, nonlinearity="relu")  # as published; it also sets how far an inner step goes
-        self.entries = nn.ModuleList(entries)
+        self.entries = nn.ModuleList(nn.Linear(size, out, bias=False) for out in outs)
+        for weight in self.entries.parameters() if self.scales else ():
+            nn.init.kaiming_uniform_(weight, nonlinearity="relu")  # as published; it also sets how far an inner step goes
 
     def forward(self, context: Tensor, model: Embedding) -> dict[str, Tensor]:
         """The weights of `model`, by name, that the context changes."""
