@@ -25,7 +25,7 @@ from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
-from fsl_cli.loading import pretrained
+from fsl_cli.loading import pretrained, refuse_untrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, summary
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
@@ -83,8 +83,8 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
-    sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     algo = assemble(cfg, data, place, content)
+    sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)
@@ -112,6 +112,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content
             "Choose a data set, or its size option, with the same item shape."
         )
     if content is None:
+        refuse_untrained(cfg, HydraConfig.get().runtime.choices)
         model = pretrained(cfg, HydraConfig.get().runtime.choices, data.item_shape)
     else:
         model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)

@@ -59,6 +59,8 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that."""
     key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
     path = cfg[key]
+    if path is None:
+        refuse_untrained(cfg, choices)
     check(cfg)
     content = checkpoint.load(path, key) if path is not None else blank(cfg, choices)
     names = {name: content["choices"][name] if choices.get(name, "trained") == "trained" else choices[name] for name in NAMES}
@@ -89,10 +91,14 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     return Trained(algo, maker.item, shape, origin, way), content
 
 
-def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[int, ...]) -> Embedding:
-    """The network of a config without a checkpoint: it comes with weights, and the algorithm needs no others."""
+def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Refuses an algorithm with a head of its own where there is no checkpoint."""
     if "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
         raise ValueError(f"algo = {choices['algo']} must be trained first. Give checkpoint=best.pt, or leave algo away.")
+
+
+def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[int, ...]) -> Embedding:
+    """The network of a config without a checkpoint, which comes with weights."""
     model = build(cfg.model, "model", item_shape=item_shape)
     if not model.pretrained:
         raise ValueError(

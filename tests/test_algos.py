@@ -21,7 +21,7 @@ TEXTS = {"bag_of_words"}  # what takes no images
 EACH_MODEL = [model if model in ("conv4", "mlp") else pytest.param(model, marks=pytest.mark.slow) for model in MODELS]
 SHAPE = (1, 16, 16)
 SMALL = {
-    "conv4": ["model.filters=4"],
+    "conv4": ["model.filters=4", "model.halving=pool"],
     "conv4_maps": ["model.filters=4"],
     "mlp": ["model.hidden=[12,10]"],
     "mlp_sine": [],

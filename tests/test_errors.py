@@ -40,7 +40,7 @@ def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *word
         (["seed=-1"], ["seed = -1"]),
         (["clip_norm=-1"], ["clip_norm = -1"]),
         (["algo=maml", "algo.inner_lr=fast"], ["algo.inner_lr = 'fast', but it must be a number."]),
-        (["algo=maml", "algo.adapts=tail"], ["algo.adapts = 'tail', but it must be all or head or body."]),
+        (["algo=maml", "algo.adapts=tail"], ["algo.adapts = 'tail', but it must be all or head or body or context."]),
         (["algo=maml", "algo.inner_lr=-1"], ["algo.inner_lr = -1", "must be positive"]),
         (["algo=maml", "algo.inner_steps=true"], ["algo.inner_steps = True, but it must be a whole number."]),
         (["model.filters=0"], ["model.filters = 0"]),
