@@ -123,6 +123,7 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.MonkeyPatch):
     small = [*SMALL, "algo.inner_steps=1", "steps=1", "val_episodes=2", "episodes=2", "hydra.sweep.dir=sweep"]
     stage = "pretrain_with={steps:1,algo.batch:8,algo.head_epochs:1}"
@@ -151,7 +152,7 @@ def test_way_and_shot_are_drawn_in_training(monkeypatch: pytest.MonkeyPatch):
     assert trained(monkeypatch, "protonet", "run", "task.train_way=[4,6]", "task.train_shot=[1,3]") == 0
 
 
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(algo: str, stop: int, monkeypatch: pytest.MonkeyPatch):
     assert trained(monkeypatch, algo, "whole") == 0

@@ -85,6 +85,7 @@ def test_what_cannot_be_shared_out_is_refused_in_one_sentence():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # the training above shares its test episodes out, too
 def test_evaluation_shares_its_episodes_out():
     assert fsl("train", *SMALL, "steps=2", "device=cpu", "out=run").returncode == 0
     for place, words in (("one", ["device=cpu"]), ("two", TWO)):

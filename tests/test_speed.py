@@ -121,6 +121,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
         stepper(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_bfloat16_learns_what_float32_learns(monkeypatch: pytest.MonkeyPatch):
     results = {}
