@@ -3,6 +3,8 @@
 Several processes share the list out and gather the scores, so that all of them come to the same accuracy.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_val
 from fsl_cli.store import Store
 
 CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
-EMBED_BATCH = 1000  # items embedded at once for the cache
+EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once for the cache, and numbers in them: photographs are large
 CURVE_EPISODES = 48
 
 
@@ -48,10 +50,9 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
         order = np.argsort(store.lengths[keys // 4], kind="stable")
         keys, places = keys[order], np.argsort(order)[places]
     items, turns = np.divmod(keys, 4)
-    cuts = range(0, len(keys), EMBED_BATCH)
-    features = torch.cat(
-        [algo.embed(store.gather(Indices(items[c : c + EMBED_BATCH], turns[c : c + EMBED_BATCH]))) for c in cuts]
-    )
+    size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
+    cuts = range(0, len(keys), size)
+    features = torch.cat([algo.embed(store.gather(Indices(items[c : c + size], turns[c : c + size]))) for c in cuts])
     places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
     parts = []
     most = max(1, CACHED_VALUES // (places[0].numel() * features.shape[1]))
