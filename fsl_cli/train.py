@@ -121,9 +121,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
 def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device, name: str) -> Run:
     """Builds model, algorithm (called `name`), optimizer and schedule with the initial weights of `seed`."""
     if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
-        raise ValueError(
-            f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml or cnp."
-        )
+        raise ValueError(f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml.")
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))

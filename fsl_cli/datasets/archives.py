@@ -4,6 +4,7 @@ Archives come from strangers: members that point outside, links, devices, encryp
 """
 
 import bz2
+import glob
 import gzip
 import io
 import lzma
@@ -29,6 +30,13 @@ Wanted = Callable[[str], bool]
 
 class RefusedError(ValueError):
     """An archive that was not made to hold data."""
+
+
+def matching(data_dir: str | Path, source: str) -> list[Path]:
+    """The files and folders whose paths match the pattern `source` below `data_dir`; the pattern may be absolute."""
+    below = glob.escape(os.path.expanduser(data_dir))  # noqa: PTH111 - a pattern, as all here
+    pattern = os.path.join(below, os.path.expanduser(source))  # noqa: PTH111, PTH118
+    return sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207
 
 
 def is_archive(path: Path) -> bool:

@@ -5,9 +5,7 @@ Those are one json file {"train": [[text, label], ...], "val": ..., "test": ...}
 The class splits are the five of ProtAugment (Dopierre et al. 2021, https://arxiv.org/abs/2105.12995).
 """
 
-import glob
 import json
-import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -80,8 +78,7 @@ class Intents(Dataset):
 
     def _sources(self) -> list[Path]:
         """What matches `source`: folders if there are any, else archives."""
-        pattern = os.path.join(glob.escape(str(self.data_dir)), os.path.expanduser(self.source))  # noqa: PTH111, PTH118 - a pattern
-        found = sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207 - it may be absolute
+        found = archives.matching(self.data_dir, self.source)
         sources = [path for path in found if path.is_dir()] or [path for path in found if archives.is_archive(path)]
         if not sources:
             raise ValueError(

@@ -6,8 +6,6 @@ have more images than the data set, those that csv files beside the class folder
 """
 
 import csv
-import glob
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,8 +50,7 @@ class Photos(Resized):
 
     def _sources(self) -> list[Path]:
         """What matches `source`: folders if there are any, else archives, else arrays."""
-        pattern = os.path.join(glob.escape(os.path.expanduser(self.data_dir)), os.path.expanduser(self.source))  # noqa: PTH111, PTH118 - a pattern
-        found = sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207 - it may be absolute
+        found = archives.matching(self.data_dir, self.source)
         folders = [path for path in found if path.is_dir()]
         inner = [path for folder in folders for path in sorted(folder.iterdir()) if tables.is_table(path)]
         for sources in (
