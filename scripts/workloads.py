@@ -1,16 +1,15 @@
 """What scripts/benchmark.py measures: each workload as we do it, and as its peers do."""
 
 import argparse
-import importlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from peers import LR, Step, higher_step, labels, plain_net
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -25,11 +24,7 @@ from fsl_cli.models.conv4 import Conv4
 from fsl_cli.scoring import score
 from fsl_cli.store import Store
 
-Step = Callable[[], object]
-LR = 0.1  # of the inner loops: the same everywhere; the weights do not change in the course of a measurement
 CLASSES, EACH = 400, 20
-
-
 NAMES = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8p", "W8m", "W9")
 
 
@@ -52,20 +47,6 @@ def items(shape: tuple[int, ...]) -> tuple[np.ndarray, Classes]:
     pixels = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, *shape), dtype=np.uint8)
     starts = np.arange(CLASSES) * EACH
     return pixels, Classes([str(n) for n in range(CLASSES)], starts, np.full(CLASSES, EACH), np.zeros(CLASSES, dtype=np.int64))
-
-
-def plain_net(channels: int, filters: int, stride: bool, out: int, way: int | None) -> nn.Sequential:
-    """Conv4 as other tools write it, with torch's own batch normalisation."""
-    blocks: list[nn.Module] = []
-    for number in range(4):
-        blocks += [nn.Conv2d(filters if number else channels, filters, 3, 2 if stride else 1, padding=1, bias=False)]
-        blocks += [nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()] + ([] if stride else [nn.MaxPool2d(2)])
-    return nn.Sequential(*blocks, nn.Flatten(), *([nn.Linear(out, way)] if way else []))
-
-
-def labels(part: Tensor) -> Tensor:
-    """Class numbers of one-hot targets."""
-    return part.argmax(-1)
 
 
 class Bench:
@@ -123,30 +104,8 @@ class Bench:
                 loss = functional.cross_entropy(functional_call(net, weights, queries), labels(truth)) / tasks
                 loss.backward()
 
-        return Workload(name, what, tasks, self.tuned(name, algo, batch), {"loop": loop, "higher": self.higher(
+        return Workload(name, what, tasks, self.tuned(name, algo, batch), {"loop": loop, "higher": higher_step(
             net, batch, steps, first_order, head_only)}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
-
-    def higher(self, net: nn.Sequential, batch: Episode, steps: int, first_order: bool, head_only: bool) -> Step | None:
-        """The meta-step as in the MAML example of the package `higher`."""
-        try:
-            higher = importlib.import_module("higher")  # an extra: most machines do not have it
-        except ImportError:
-            return None
-        body, head = (net[:-1], net[-1]) if head_only else (nn.Identity(), net)
-        optimizer = torch.optim.SGD(head.parameters(), lr=LR)
-
-        def step() -> None:
-            net.zero_grad()
-            for support, answers, queries, truth in zip(*(t for part in batch for t in part), strict=True):
-                seen = body(support)
-                context = higher.innerloop_ctx(head, optimizer, copy_initial_weights=False, track_higher_grads=not first_order)
-                with context as (fast, differentiable):
-                    for _ in range(steps):
-                        differentiable.step(functional.cross_entropy(fast(seen), labels(answers)))
-                    loss = functional.cross_entropy(fast(body(queries)), labels(truth))
-                    loss.backward()
-
-        return step
 
     def protonet(self, name: str, what: str, shape: tuple[int, ...], way: int, shot: int, queries: int) -> Workload:
         store, sampler, batch = self.setting(shape, way, shot, queries, 1)

@@ -1,13 +1,17 @@
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from fsl_cli import cli
+from fsl_cli import cli, train
 from fsl_cli.schema import register
 
 register()
@@ -52,3 +56,18 @@ def fsl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0
+
+
+@contextmanager
+def stopped(monkeypatch: pytest.MonkeyPatch, *steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """Within it, a training gets a signal after each of these steps."""
+    step = train.train_step
+
+    def stopping(state: train.Run, *rest: Any) -> None:
+        step(state, *rest)
+        if state.step in steps:
+            os.kill(os.getpid(), by)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train_step", stopping)
+        yield

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fsl
+from conftest import fsl, stopped
 
 from fsl_cli import checkpoint, train
 
@@ -156,15 +156,7 @@ def test_way_and_shot_are_drawn_in_training(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(algo: str, stop: int, monkeypatch: pytest.MonkeyPatch):
     assert trained(monkeypatch, algo, "whole") == 0
-    step = train.train_step
-
-    def stopping(state: train.Run, *rest: Any) -> None:
-        step(state, *rest)
-        if state.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train_step", stopping)
+    with stopped(monkeypatch, stop):
         assert trained(monkeypatch, algo, "stopped") == 128 + signal.SIGTERM
     assert checkpoint.load("stopped/last.pt", "resume")["step"] == stop
     assert not Path("stopped/result.json").exists()
@@ -199,15 +191,7 @@ def test_a_run_killed_after_its_checkpoint_resumes_without_doubled_metrics(monke
 
 def test_resume_auto_finds_the_newest_unfinished_run_or_starts_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     words = [*SMALL, *ALGOS["protonet"], "log_every=1"]
-    step = train.train_step
-
-    def stopping(state: train.Run, *rest: Any) -> None:
-        step(state, *rest)
-        if state.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train_step", stopping)
+    with stopped(monkeypatch, 6, by=signal.SIGINT):
         assert fsl(monkeypatch, "train", "resume=auto", *words) == 128 + signal.SIGINT
     (folder,) = Path("runs/train").iterdir()
     assert f"fsl train resume={folder / 'last.pt'}" in capfd.readouterr().out

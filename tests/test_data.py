@@ -1,21 +1,20 @@
 """`fsl data`, augmentation in training, and evaluation on other data than the model was trained on, as a user types them."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import fsl
+from conftest import fsl, stopped
 from PIL import Image
 from test_archives import write_folder
 from test_cli import ALGOS, SMALL, result, trained
 from test_errors import message
 from test_photos import images
 
-from fsl_cli import checkpoint, train
+from fsl_cli import checkpoint
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -104,15 +103,7 @@ QUICK = [word for word in SMALL if not word.startswith("dataset.")]
 def test_training_on_own_augmented_images_resumes_bit_identical(algo: str, memory: str, own: list[str], monkeypatch: Any):
     words = [*own, *QUICK, *ALGOS[algo], "task.way=3", "task.queries=3", "steps=6", f"device.memory={memory}"]
     assert fsl(monkeypatch, "train", f"algo={algo}", "out=whole", *words) == 0
-    step = train.train_step
-
-    def stopping(state: train.Run, *rest: Any) -> None:
-        step(state, *rest)
-        if state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train_step", stopping)
+    with stopped(monkeypatch, 3):
         assert fsl(monkeypatch, "train", f"algo={algo}", "out=stopped", *words) == 128 + signal.SIGTERM
     assert fsl(monkeypatch, "train", "resume=stopped/last.pt") == 0
     whole, resumed = (checkpoint.load(f"{name}/last.pt", "resume")["algo"] for name in ("whole", "stopped"))

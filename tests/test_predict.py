@@ -20,11 +20,10 @@ from test_errors import message
 
 import fsl_cli
 from fsl_cli import checkpoint, loading
-from fsl_cli.calibration import held_out, left_out, rejection, temperature
+from fsl_cli.calibration import held_out, left_out
 from fsl_cli.classifier import Classifier
 from fsl_cli.datasets.strokes import Strokes
 from fsl_cli.episodes import Examples
-from fsl_cli.metrics import wilson
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -252,13 +251,6 @@ def test_leaving_a_class_out_is_what_learning_from_the_others_answers(algo, mode
     assert len(left_out(source.algo, whole.support, source.embeds, source.way is not None, 4)) == 4
 
 
-def test_the_threshold_parts_known_from_unknown_best():
-    found = rejection(torch.tensor([0.9, 0.8, 0.6, 0.95]), torch.tensor([0.5, 0.65, 0.3]))
-    assert (found.threshold, found.kept, found.refused) == (pytest.approx(0.725), 0.75, 1.0)
-    same = rejection(torch.tensor([0.5, 0.5]), torch.tensor([0.5]))
-    assert (same.threshold, same.kept, same.refused) == (0, 1, 0)
-
-
 def test_what_auto_cannot_be_measured_on_is_refused(models, drawings):
     source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
     files = [f"support/{name}/{number}.png" for name in CLASSES for number in (0, 1)]
@@ -310,21 +302,6 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
     assert single.temperature == 1
     with pytest.raises(ValueError, match="leave_one_out = true, but no class has two support items"):
         single.leave_one_out()
-
-
-def test_the_temperature_that_made_the_answers_is_found_and_few_answers_hardly_move_it():
-    generator = torch.Generator().manual_seed(0)
-    logits = 6 * torch.randn(4000, 5, generator=generator)
-    slots = torch.multinomial(torch.softmax(logits / 3, 1), 1, generator=generator).squeeze(1)
-    assert temperature(logits, slots) == pytest.approx(3, rel=0.1)
-    assert 1 < temperature(logits[:2], torch.tensor([0, 0])) < 3
-    assert temperature(logits[:0], slots[:0]) == 1
-    assert 0.3 < temperature(10 * torch.eye(5), torch.arange(5)) <= 1  # all right: not infinitely sure
-
-
-def test_the_interval_of_a_share_is_that_of_wilson():
-    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
 
 
 @pytest.mark.parametrize(

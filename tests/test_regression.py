@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import composed, fsl
+from conftest import composed, fsl, stopped
 from test_algos import ALGOS, gradients, task
 
-from fsl_cli import checkpoint, parallel, train
+from fsl_cli import checkpoint, parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.algos.maml import MAML
 from fsl_cli.config import arguments, build
@@ -265,15 +264,7 @@ def test_train_and_evaluate_give_the_same_error_and_validation_keeps_the_lowest(
 def test_a_stopped_regression_resumes_bit_identical_and_sweeps_run(monkeypatch: pytest.MonkeyPatch):
     words = ["train", "algo=metasgd", "dataset=sine", *SMALL]
     assert fsl(monkeypatch, *words, "out=whole") == 0
-    step = train.train_step
-
-    def stopping(state: train.Run, *rest: Any) -> None:
-        step(state, *rest)
-        if state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "train_step", stopping)
+    with stopped(monkeypatch, 3):
         assert fsl(monkeypatch, *words, "out=stopped") == 128 + signal.SIGTERM
     assert fsl(monkeypatch, "train", "resume=stopped/last.pt") == 0
     whole, resumed = (checkpoint.load(f"{name}/last.pt", "resume") for name in ("whole", "stopped"))

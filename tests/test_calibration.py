@@ -1,0 +1,29 @@
+"""How sure a classifier is: temperature, threshold and interval, on answers that are made up."""
+
+import pytest
+import torch
+
+from fsl_cli.calibration import rejection, temperature
+from fsl_cli.metrics import wilson
+
+
+def test_the_threshold_parts_known_from_unknown_best():
+    found = rejection(torch.tensor([0.9, 0.8, 0.6, 0.95]), torch.tensor([0.5, 0.65, 0.3]))
+    assert (found.threshold, found.kept, found.refused) == (pytest.approx(0.725), 0.75, 1.0)
+    same = rejection(torch.tensor([0.5, 0.5]), torch.tensor([0.5]))
+    assert (same.threshold, same.kept, same.refused) == (0, 1, 0)
+
+
+def test_the_temperature_that_made_the_answers_is_found_and_few_answers_hardly_move_it():
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(4000, 5, generator=generator)
+    slots = torch.multinomial(torch.softmax(logits / 3, 1), 1, generator=generator).squeeze(1)
+    assert temperature(logits, slots) == pytest.approx(3, rel=0.1)
+    assert 1 < temperature(logits[:2], torch.tensor([0, 0])) < 3
+    assert temperature(logits[:0], slots[:0]) == 1
+    assert 0.3 < temperature(10 * torch.eye(5), torch.arange(5)) <= 1  # all right: not infinitely sure
+
+
+def test_the_interval_of_a_share_is_that_of_wilson():
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
