@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -57,7 +56,7 @@ def matmul_rate(place: torch.device) -> float:
 
 
 def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> None:
-    """In a process of its own: bytes that one call adds to the peak."""
+    """In a process of its own: the bytes of `memory`."""
     place = device.choose(arguments.device)
     workload = Bench(place, arguments).build(name)
     step = workload.ours if which == "ours" else workload.peers[which]
@@ -67,13 +66,20 @@ def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> 
         step()
         answers.put(torch.cuda.max_memory_allocated())
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     step()
-    answers.put(max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, before) * 1024)
+    answers.put(resident("VmHWM") - before)
+
+
+def resident(line: str) -> int:
+    """Bytes of this process that are in memory (VmRSS), or were at most (VmHWM)."""
+    found = dict(part.split(":") for part in Path("/proc/self/status").read_text().splitlines())
+    return int(found[line].split()[0]) * 1024
 
 
 def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None:
-    """Peak MiB of one implementation: the device's, or on a CPU the whole process's."""
+    """MiB of one implementation: the device's peak, or what its first step adds to the memory of a process on Linux."""
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     process = context.Process(target=peak, args=(name, which, arguments, answers))
@@ -112,14 +118,16 @@ def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate:
         row["gflop"] = counter.get_total_flops() / 1e9
         row["floor_share"] = counter.get_total_flops() / rate / (per_task["ours"] * workload.tasks)
     if arguments.memory:
-        row["peak_mib"] = {n: memory(name, n, arguments) for n in runs}
+        chosen = bench.chosen.get(name, {})
+        settled = argparse.Namespace(**vars(arguments) | {"chunk": chosen.get("task_chunk"), **chosen})
+        row["peak_mib"] = {n: memory(name, n, settled) for n in runs}
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     heads = ("", "ours, tasks/s", "loop, tasks/s", "`higher`, tasks/s", "ours : loop", "ours : `higher`", "data", "floor",
-             "chunk", "threads")  # fmt: skip
+             "chunk", "threads", "layout", "peak, MiB (ours, loop)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         speeds, ratio, chosen = row["tasks_per_s"], row["ratio"], row["chosen"] or {}
@@ -128,6 +136,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{ratio[n]:.2f}" if n in ratio else "-" for n in ("loop", "higher")]
         cells += [f"{100 * row[n]:.1f} %" if n in row else "-" for n in ("data_share", "floor_share")]
         cells += [str(chosen.get("task_chunk") or "-"), str(chosen.get("threads") or "all")]
+        cells.append("channels last" if chosen.get("channels_last") else "contiguous" if chosen else "-")
+        cells.append(", ".join(str(row["peak_mib"][n]) for n in ("ours", "loop")) if "peak_mib" in row else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -145,6 +155,7 @@ def main() -> None:
     parser.add_argument("--graph", action="store_true", help="our step as a CUDA graph")
     parser.add_argument("--memory", action="store_true", help="peak memory too, each in a process of its own")
     parser.add_argument("--out", default="benchmark.json", help="where the numbers go (benchmark.json)")
+    parser.set_defaults(channels_last="auto")
     arguments = parser.parse_args()
     place = device.choose(arguments.device)
     rate = matmul_rate(place)

@@ -68,7 +68,7 @@ class Bench:
         """Our training step, with threads and chunk size chosen as a run of `fsl train` does."""
         device.settle(algo, self.place, self.arguments.precision).train()
         asked: dict[str, Any] = {"threads": self.arguments.threads or "auto", "task_chunk": self.arguments.chunk or "auto"}
-        asked["channels_last"] = True if algo.bulk else "auto"
+        asked["channels_last"] = True if algo.bulk else self.arguments.channels_last
         if self.place.type == "cuda":
             asked["threads"] = None
         choice = tuning.measure(algo, batch, asked)

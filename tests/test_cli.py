@@ -76,7 +76,7 @@ def test_a_network_comes_from_another_checkpoint(monkeypatch: pytest.MonkeyPatch
         trained(monkeypatch, "maml", "run", "pretrain=before/best.pt", "steps=1", "model.halving=pool", "optimizer.lr=0.0") == 0
     )
     before, after = (checkpoint.load(f"{run}/best.pt", "test")["algo"] for run in ("before", "run"))
-    assert before["model.blocks.0.weight"].equal(after["model.blocks.0.weight"])
+    assert before["model.blocks.0.convolution.weight"].equal(after["model.blocks.0.convolution.weight"])
     capfd.readouterr()
     assert trained(monkeypatch, "maml", "other", "pretrain=before/best.pt", "model.filters=4") == 2
     assert "pretrain: the network of the checkpoint is another one" in capfd.readouterr().err
@@ -91,7 +91,7 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
     before, after = (checkpoint.load(f"whole/{name}", "test") for name in ("pretrain/best.pt", "best.pt"))
     assert (before["choices"]["algo"], before["choices"]["seed"]) == ("finetune", "3")
-    assert before["algo"]["model.blocks.0.weight"].equal(after["algo"]["model.blocks.0.weight"])
+    assert before["algo"]["model.blocks.0.convolution.weight"].equal(after["algo"]["model.blocks.0.convolution.weight"])
     assert (result("whole/pretrain")["steps"], result("whole")["steps"]) == (8, 4)
     assert fsl(monkeypatch, "train", "algo=mtl", "pretrain=whole/pretrain/best.pt", *words[2:], "out=apart") == 0
     step = train.train_step
@@ -206,7 +206,7 @@ def test_a_sweep_gives_every_job_its_folder(monkeypatch: pytest.MonkeyPatch):
     found = [result(f"sweep/{number}") for number in range(4)]
     assert [(one["algo"], one["seed"]) for one in found] == [("protonet", 0), ("protonet", 1), ("maml", 0), ("maml", 1)]
     weights = [checkpoint.load(f"sweep/{number}/best.pt", "checkpoint")["algo"] for number in (0, 1)]
-    assert not weights[0]["model.blocks.0.weight"].equal(weights[1]["model.blocks.0.weight"])
+    assert not weights[0]["model.blocks.0.convolution.weight"].equal(weights[1]["model.blocks.0.convolution.weight"])
 
 
 def test_a_failing_job_of_a_sweep_says_why_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

@@ -14,7 +14,7 @@ from fsl_cli.algos.mann import MANN, Memory, least_used
 from fsl_cli.algos.metanet import Generator, MetaNet, preprocessed
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
-from fsl_cli.models.conv4 import Conv4
+from fsl_cli.models.conv4 import Block, Conv4
 from fsl_cli.models.mlp import MLP
 
 
@@ -285,9 +285,10 @@ def test_the_context_scales_and_shifts_normalised_maps_or_stands_beside_the_inpu
     with torch.no_grad():
         x = images
         for number, entry in enumerate(film.entries):
-            convolution, norm = maps.blocks[4 * number], maps.blocks[4 * number + 1]
+            block = maps.blocks[number]
+            assert isinstance(block, Block)
             gain, offset = entry(context).view(2, 4, 1, 1)
-            x = functional.max_pool2d(((1 + gain) * norm(convolution(x)) + offset).relu(), 2)
+            x = functional.max_pool2d(((1 + gain) * block.norm(block.convolution(x)) + offset).relu(), 2)
         torch.testing.assert_close(torch.func.functional_call(maps, film(context, maps), images), x.flatten(1))
         first, second = curve.layers[1], curve.layers[3]
         wide = torch.cat([first.weight, beside.entries[0].weight], dim=1)  # pyright: ignore

@@ -185,7 +185,8 @@ def test_the_frozen_head_equals_torch_sgd_on_a_linear_layer():
     batch = blobs(1, 3, 2, 4)
     support = Examples(built.embed(batch.support.inputs[0]).detach(), batch.support.targets[0])
     head = torch.nn.Linear(support.inputs.shape[1], 3).double()
-    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    for weight in head.parameters():
+        torch.nn.init.zeros_(weight)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
     for rows in built._minibatches(6):
         optimizer.zero_grad()

@@ -1,8 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 
+from fsl_cli.models.conv4 import Block
 from fsl_cli.models.norm import Norm, statistics
 
 
@@ -70,3 +74,44 @@ def test_second_order_gradient_under_vmap_equals_a_loop():
     looped = [grad(outer)(weights, x) for x in inputs]
     for name in weights:
         torch.testing.assert_close(mapped[name], torch.stack([one[name] for one in looped]), rtol=1e-9, atol=1e-12)
+
+
+def pooled_block() -> Block:
+    """A pooled block in double precision, with scales of both signs."""
+    torch.manual_seed(0)
+    block = Block(3, 6, "pool").double()
+    with torch.no_grad():
+        block.norm.scale.copy_(torch.tensor([1.0, -2.0, 0.5, -0.1, 3.0, -1.0]))
+        block.norm.shift.normal_()
+    return block
+
+
+def test_pooling_before_normalising_equals_pooling_after_it_to_the_second_derivative():
+    block, inputs = pooled_block(), torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    leaves = [inputs, *block.parameters()]
+
+    def plain(inputs: torch.Tensor) -> torch.Tensor:
+        maps = functional.batch_norm(block.convolution(inputs), None, None, block.norm.scale, block.norm.shift, training=True)
+        return functional.max_pool2d(maps.relu(), 2)
+
+    def derivatives(network: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        outputs = network(inputs)
+        first = torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(slope.square().sum() for slope in first), leaves)
+        return [outputs, *first, *second]
+
+    torch.testing.assert_close(derivatives(block), derivatives(plain))
+
+
+def test_a_pooled_block_keeps_the_running_statistics_of_its_convolution():
+    block, inputs = pooled_block(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    block.norm.momentum = 1.0
+    with statistics(block, groups=2, track=True):
+        block(inputs)
+    block.norm.commit()
+    maps = block.convolution(inputs).unflatten(0, (2, -1))
+    torch.testing.assert_close(block.norm.running_mean, maps.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(block.norm.running_var, maps.transpose(1, 2).flatten(2).var(-1).mean(0))
+    block.norm.running = True
+    expected = functional.max_pool2d(block.norm(block.convolution(inputs)).relu(), 2)
+    torch.testing.assert_close(block(inputs), expected)

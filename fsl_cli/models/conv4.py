@@ -6,10 +6,30 @@ stride of the convolution as in MAML and Reptile on Omniglot. The convolutions h
 
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fsl_cli.models.convolutional import Convolutional, Pooling, check_images, convolution, halved
 from fsl_cli.models.norm import Norm
+
+Halving = Literal["pool", "stride"]
+
+
+class Block(nn.Module):
+    """A 3x3 convolution, normalisation, a halving of the map if there is one, and ReLU."""
+
+    def __init__(self, before: int, after: int, halving: Halving | None) -> None:
+        super().__init__()
+        self.pools = halving == "pool"
+        self.convolution = convolution(before, after, stride=2 if halving == "stride" else 1)
+        self.norm = Norm(after)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.pools:
+            return self.norm(self.convolution(maps)).relu()
+        flip = 1 - 2 * (self.norm.scale < 0).to(self.norm.scale.dtype)
+        kernel = self.convolution.weight * flip.view(-1, 1, 1, 1)
+        return self.norm.pooled(functional.conv2d(maps, kernel, padding=1), flip).relu()
 
 
 class Conv4(Convolutional):
@@ -19,7 +39,7 @@ class Conv4(Convolutional):
         self,
         item_shape: tuple[int, ...],
         filters: int = 64,
-        halving: Literal["pool", "stride"] = "pool",
+        halving: Halving = "pool",
         pooling: Pooling = "flatten",
         halvings: int = 4,
     ) -> None:
@@ -28,13 +48,8 @@ class Conv4(Convolutional):
             raise ValueError(f"model.filters = {filters}, but it must be at least 1.")
         if not 0 <= halvings <= 4:
             raise ValueError(f"model.halvings = {halvings}, but there are four blocks: it must be 0 to 4.")
-        blocks: list[nn.Module] = []
-        for number, channels in enumerate((item_shape[0], filters, filters, filters)):
-            halves = halving if number < halvings else None
-            blocks += [convolution(channels, filters, stride=2 if halves == "stride" else 1), Norm(filters)]
-            # Before the ReLU, which gives the same values and gradients and then has a quarter of the map to do.
-            blocks += [nn.MaxPool2d(2)] if halves == "pool" else []
-            blocks += [nn.ReLU()]
+        widths = (item_shape[0], filters, filters, filters)
+        blocks = [Block(before, filters, halving if number < halvings else None) for number, before in enumerate(widths)]
         sides = [halved(side, halvings) if halving == "stride" else side // 2**halvings for side in item_shape[1:]]
         if min(sides) < 1:
             raise ValueError(

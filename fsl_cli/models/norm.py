@@ -50,22 +50,48 @@ class Norm(nn.Module):
         if self.running:
             return functional.batch_norm(inputs, self.running_mean, self.running_var, self.scale, self.shift, eps=self.eps)
         mode = self.mode
-        shared = mode.shared and distributed.is_initialized()
-        if (mode.track or mode.alone) and mode.groups == 1 and mode.rows is None and not shared:
+        if (mode.track or mode.alone) and mode.groups == 1 and mode.rows is None and not self._shared:
             return self._fused(inputs)
-        channels = (1, -1) + (1,) * (inputs.dim() - 2)
+        return self._affine(inputs, *self._moments(inputs), self.scale)
+
+    def pooled(self, inputs: Tensor, flip: Tensor) -> Tensor:
+        """The 2x2 maximum of the normalised maps, of `inputs` that had each channel multiplied by `flip`, the sign of its scale.
+
+        With a scale made positive so, normalisation keeps the order of the pixels of a channel, and the maximum goes first: what
+        is left of normalisation has a quarter of the map to do.
+        """
+        if self.running:
+            mean, var = (self.running_mean * flip)[:, None, None], self.running_var[:, None, None]
+        else:
+            mean, var = self._moments(inputs, flip)
+        return self._affine(functional.max_pool2d(inputs, 2), mean, var, self.scale * flip)
+
+    @property
+    def _shared(self) -> bool:
+        return self.mode.shared and distributed.is_initialized()
+
+    def _moments(self, inputs: Tensor, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each group and channel, both `[groups, 1, features, 1, ...]`; `flip` as in `pooled`."""
         exact = inputs.to(self.scale.dtype)  # statistics of bfloat16 are kept in float32
-        groups = exact.unflatten(0, (mode.groups, -1))  # [groups, n / groups, features, *space]
-        reduced = [1, *range(3, groups.dim())]
-        # Two passes by plain operations: exact, and faster under a map, forward and backward, than torch.var_mean.
-        mean = _mean(groups[:, : mode.rows], reduced, shared)
-        centred = groups - mean
-        var = _mean(centred[:, : mode.rows].square(), reduced, shared)
-        if mode.track:
-            values = inputs.numel() // mean.numel() * (distributed.get_world_size() if shared else 1)
-            unbiased = values / max(values - 1, 1)
-            self.gathered.append((mean.detach().flatten(1), unbiased * var.detach().flatten(1)))
-        gain = self.scale.view(channels) * torch.rsqrt(var + self.eps)
+        counted = exact.unflatten(0, (self.mode.groups, -1))[:, : self.mode.rows]  # [groups, n / groups, features, *space]
+        shared = self._shared
+        if shared or torch.compiler.is_compiling():
+            reduced = [1, *range(3, counted.dim())]
+            mean = _mean(counted, reduced, shared)
+            var = _mean((counted - mean).square(), reduced, shared)
+        else:
+            mean, var = _Moments.apply(counted)
+        if self.mode.track:
+            values = counted.numel() // mean.numel() * (distributed.get_world_size() if shared else 1)
+            unbiased = values / max(values - 1, 1) * var.detach().flatten(1)
+            self.gathered.append((mean.detach().flatten(1) * (1 if flip is None else flip), unbiased))
+        return mean, var
+
+    def _affine(self, inputs: Tensor, mean: Tensor, var: Tensor, scale: Tensor) -> Tensor:
+        """`inputs` normalised by `mean` and `var`, which are those of its groups, scaled, and shifted."""
+        channels = (-1,) + (1,) * (inputs.dim() - 2)
+        gain = scale.view(channels) * torch.rsqrt(var + self.eps)
+        centred = inputs.to(scale.dtype).unflatten(0, (self.mode.groups, -1)) - mean
         return torch.addcmul(self.shift.view(channels), centred, gain).flatten(0, 1).to(inputs.dtype)
 
     def _fused(self, inputs: Tensor) -> Tensor:
@@ -85,6 +111,43 @@ class Norm(nn.Module):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
             self.gathered.clear()
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of each group and channel of `[groups, n, features, *space]`, both `[groups, 1, features, 1, ...]`.
+
+    The fastest kernel there is, and a gradient in one pass over the map, which can be differentiated in turn: torch's own
+    second derivative of batch normalisation takes a dozen passes.
+    """
+
+    @staticmethod
+    def forward(values: Tensor) -> tuple[Tensor, Tensor]:
+        reduced = [0, *range(2, values.dim() - 1)]
+        if values.device.type == "cpu":  # torch.var_mean takes up to 20 times as long there
+            found = [torch.batch_norm_update_stats(group, None, None, 1.0) for group in values]
+        else:
+            found = [torch.var_mean(group, reduced, correction=0)[::-1] for group in values]
+        shape = (len(values), 1, -1) + (1,) * (values.dim() - 3)
+        mean, var = (torch.stack(part).view(shape) for part in zip(*found, strict=True))
+        return mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (values, mean), (by_mean, by_var) = ctx.saved_tensors, grad_outputs
+        count = values.numel() // mean.numel()
+        slope = by_var * (2 / count)
+        return torch.addcmul(by_mean / count - slope * mean, values, slope)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], *args: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """Tasks count as channels, as they do in the convolutions, which are grouped under a map."""
+        together = args[0].movedim(in_dims[0], 2).flatten(2, 3)
+        mean, var = (part.unflatten(2, (info.batch_size, -1)) for part in _Moments.apply(together))
+        return (mean, var), (2, 2)
 
 
 def _mean(values: Tensor, reduced: list[int], shared: bool) -> Tensor:
