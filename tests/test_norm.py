@@ -97,7 +97,7 @@ def test_pooling_before_normalising_equals_pooling_after_it_to_the_second_deriva
     def derivatives(network: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         outputs = network(inputs)
         first = torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(slope.square().sum() for slope in first), leaves)
+        second = torch.autograd.grad(torch.stack([slope.square().sum() for slope in first]).sum(), leaves)
         return [outputs, *first, *second]
 
     torch.testing.assert_close(derivatives(block), derivatives(plain))
