@@ -45,6 +45,13 @@ class Indices(NamedTuple):
         return Indices(self.items[cut], self.turns[cut], None if self.draws is None else self.draws[cut])
 
 
+class Hard(NamedTuple):
+    """Classes to which the first tasks of a meta-batch are kept, once there are as many as a task has."""
+
+    tasks: int
+    classes: np.ndarray  # class numbers [n], each once
+
+
 class Points(NamedTuple):
     """Where functions are looked at, and their values there, same shape: `[tasks, 1, each]`."""
 
@@ -129,11 +136,10 @@ class EpisodeSampler:
                     "dataset.parts=false."
                 )
 
-    def indices(self, step: int) -> Indices:
+    def indices(self, step: int, hard: Hard | None = None) -> Indices:
         """The items of step `step`: `[tasks, way, shot + queries]`, the support first."""
         rng = generator(self.seed, self.stream, step)
-        way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
-        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), way)  # [tasks, way]
+        chosen, shot = self._task(rng, hard)
         counts = self.classes.counts[chosen][..., None]
         if self.classes.held:
             learned = counts - self.classes.held
@@ -143,6 +149,18 @@ class EpisodeSampler:
             places = _places(rng, counts, shot + self.queries)
         items = self.classes.starts[chosen][..., None] + places
         return Indices(items, np.broadcast_to(self.classes.turns[chosen][..., None], items.shape))
+
+    def classes_of(self, step: int, hard: Hard | None = None) -> np.ndarray:
+        """The class numbers of step `step`: `[tasks, way]`."""
+        return self._task(generator(self.seed, self.stream, step), hard)[0]
+
+    def _task(self, rng: np.random.Generator, hard: Hard | None) -> tuple[np.ndarray, int]:
+        """Class numbers `[tasks, way]` and the shot of a step."""
+        way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
+        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), way)
+        if hard is not None and len(hard.classes) >= way:
+            chosen[: hard.tasks] = hard.classes[_distinct(rng.random((hard.tasks, len(hard.classes))), way)]
+        return chosen, shot
 
     def fixed(self, start: int, stop: int) -> Indices:
         """Evaluation episodes `start` to `stop`, one key each, so that the list does not depend on how it is cut."""

@@ -26,7 +26,7 @@ class Stepper:
         if captured and algo.changes:
             raise ValueError(
                 "device.graph = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
-                "algo.multi_step=0.0 and algo.first_order_until=0.0."
+                "algo.multi_step=0.0 and algo.first_order_until=0.0, or with algo=mtl algo.hard_tasks=0."
             )
         if captured and not next(algo.parameters()).is_cuda:
             raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.errors import RunError
+from fsl_cli.hard import Failure
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Run:
     misses: int = 0  # validations since then
     seconds: float = 0.0  # in training steps, over all processes of the run
     wall: float = 0.0  # seconds in all
+    failures: list[Failure] = field(default_factory=list)  # classes that hard tasks come back to
     window: list[list[Tensor]] = field(default_factory=list)  # loss, measure, gradient norm of the steps since the last log
 
     def done(self, steps: int, early_stop: int | None) -> bool:
@@ -42,7 +44,9 @@ class Run:
             "algo": self.algo.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "progress": numbers | {"window": [[float(value) for value in row] for row in self.window]},
+            "progress": numbers
+            | {"failures": self.failures}
+            | {"window": [[float(value) for value in row] for row in self.window]},
         }
 
     def restore(self, content: dict[str, Any]) -> None:

@@ -16,9 +16,10 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import arguments, build, check, flat
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, BatchSampler, Episode
+from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
 from fsl_cli.functions import AnyStore, Sampler, open_sampler, open_store
+from fsl_cli.hard import failed, hard
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
 from fsl_cli.schema import Precision, register
@@ -71,7 +72,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
             "pretrain=train train one first, or name a checkpoint: pretrain=PATH/best.pt."
         )
     began -= state.wall
-    batches = partial(training_batch, store, sampler, classes=classes)
+    batches = partial(training_batch, store, sampler, state, classes=classes)
     batches = batches if store.near else Ahead(batches)
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
@@ -99,6 +100,8 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         with Interrupt() as interrupt:
             while not state.done(cfg.steps, cfg.early_stop):
                 train_step(state, batches(state.step), stepper, cfg)
+                if state.algo.hard_tasks and isinstance(sampler, EpisodeSampler):
+                    state.failures = failed(state.algo, sampler, state.failures, state.step - 1)
                 tracker.step()
                 last = state.step == cfg.steps
                 if state.step % cfg.log_every == 0 or last:
@@ -137,18 +140,24 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
     task = cfg.task
     if algo.batches is not Episode and isinstance(data, Packed):
         return BatchSampler(data.classes("train"), cfg.algo.batch, cfg.seed, TRAIN)
+    if algo.hard_tasks > task.tasks:
+        raise ValueError(
+            f"algo.hard_tasks = {algo.hard_tasks}, but a meta-batch has task.tasks = {task.tasks}. Lower it, or raise task.tasks."
+        )
     shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
     return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")
 
 
-def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, step: int, classes: int) -> Batch:
+def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run, step: int, classes: int) -> Batch:
     """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
     if isinstance(sampler, BatchSampler):
         assert isinstance(store, Store), "batches are made of items"
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
         return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
-    indices = store.vary(sampler.indices(step), sampler.seed, step)  # for all processes, then each takes its part
+    again = hard(state.algo, state.failures, step)
+    drawn = sampler.indices(step, again) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
+    indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
     return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
 
 

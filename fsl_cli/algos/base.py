@@ -42,13 +42,15 @@ class Algorithm(nn.Module, ABC):
     score_chunk: int = 8  # tasks mapped at once in scoring
     cached_chunk: int = 250  # and in scoring from cached embeddings
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
-    changes: bool = False  # what a step computes depends on `progress`, so that no CUDA graph can replay it
+    changes: bool = False  # what a step computes depends on more than its batch, so that no CUDA graph can replay it
+    hard_tasks: int = 0  # tasks of each meta-batch whose classes are among those that the last ones failed at
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
     def __init__(self, regression: bool = False) -> None:
         super().__init__()
         self.norm = self.norms[0]
         self.regression = regression
+        self.by_class: list[Tensor] = []  # with `hard_tasks`: accuracies [tasks, way] in a training step, chunk by chunk
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:
@@ -145,6 +147,8 @@ class Algorithm(nn.Module, ABC):
     def outcome(self, outputs: Tensor, targets: Tensor) -> Outcome:
         """The objective, and what outputs `[..., way]` are judged by."""
         loss = self.objective(outputs, targets)
+        if self.hard_tasks and self.training:
+            self.by_class.append(accuracy_by_class(outputs, targets))
         return Outcome(loss, loss.detach() if self.regression else accuracy(outputs, targets))
 
     def backward(self, batch: Batch) -> Outcome:
@@ -161,6 +165,7 @@ class Algorithm(nn.Module, ABC):
 
     def forget(self) -> None:
         """Drops what an unfinished `backward` has gathered."""
+        self.by_class.clear()
         for layer in norm_layers(self):
             layer.gathered.clear()
 
@@ -223,6 +228,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """The share of logits `[..., way]` whose largest stands where the one-hot target is."""
     return (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
+
+
+def accuracy_by_class(logits: Tensor, targets: Tensor) -> Tensor:
+    """The accuracy `[tasks, way]` on the queries of each class, of logits and one-hot targets `[tasks, q, way]`."""
+    right = (logits.detach().argmax(-1) == targets.argmax(-1)).to(targets.dtype)
+    return (right.unsqueeze(-1) * targets).sum(1) / targets.sum(1)
 
 
 def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:

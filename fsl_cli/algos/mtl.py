@@ -3,7 +3,7 @@
 The weights of a pre-trained network (`pretrain=train`, or `pretrain=PATH`) stay as they are; the outer loop learns a factor for
 every kernel, the scale and shift of the normalisation layers, and the initial head; the inner loop trains the head alone,
 without second derivatives. The paper's shift is the bias of a convolution: here the shift of the normalisation that follows it.
-Its choice of hard classes for the next meta-batch is left out: episodes are a function of seed and step alone.
+Of each meta-batch, `hard_tasks` draw their classes among those that the last ones failed at.
 """
 
 import torch
@@ -26,12 +26,17 @@ class MTL(Algorithm):
     wants_pretrained = True
     norms = ("running", "transductive", "support")
 
-    def __init__(self, model: Embedding, way: int, inner_lr: float, inner_steps: int, eval_inner_steps: int) -> None:
+    def __init__(
+        self, model: Embedding, way: int, inner_lr: float, inner_steps: int, eval_inner_steps: int, hard_tasks: int = 0
+    ) -> None:
         super().__init__()
         if inner_lr <= 0:
             raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
         if inner_steps < 0 or eval_inner_steps < 0:
             raise ValueError("algo.inner_steps and algo.eval_inner_steps must be at least 0.")
+        if hard_tasks < 0:
+            raise ValueError(f"algo.hard_tasks = {hard_tasks}, but it must not be negative.")
+        self.hard_tasks, self.changes = hard_tasks, hard_tasks > 0
         self.model = model
         self.head = nn.Linear(model.out_features, way)
         self.inner_lr, self.inner_steps, self.eval_inner_steps = inner_lr, inner_steps, eval_inner_steps
