@@ -91,8 +91,12 @@ class Norm(nn.Module):
         """`inputs` normalised by `mean` and `var`, which are those of its groups, scaled, and shifted."""
         channels = (-1,) + (1,) * (inputs.dim() - 2)
         gain = scale.view(channels) * torch.rsqrt(var + self.eps)
-        centred = inputs.to(scale.dtype).unflatten(0, (self.mode.groups, -1)) - mean
-        return torch.addcmul(self.shift.view(channels), centred, gain).flatten(0, 1).to(inputs.dtype)
+        offset = self.shift.view(channels) - mean * gain
+        return (
+            torch.addcmul(offset, inputs.to(scale.dtype).unflatten(0, (self.mode.groups, -1)), gain)
+            .flatten(0, 1)
+            .to(inputs.dtype)
+        )
 
     def _fused(self, inputs: Tensor) -> Tensor:
         """By torch's own kernel: faster, and right where nothing is mapped."""
