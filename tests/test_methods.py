@@ -96,6 +96,17 @@ def test_anil_equals_maml_on_the_head_over_fixed_features():
         torch.testing.assert_close(anil.predictions(batch)[0], queries @ weight.T + bias)
 
 
+def test_scaled_distances_decide_as_sums_of_squares_do():
+    torch.manual_seed(0)
+    plain, scaled = make("protonet", "conv4").eval(), make("protonet", "conv4", "algo.scale=10.0").eval()
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    batch = blobs(2, 3, 2, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.predictions(batch), plain.predictions(batch) * 10 / plain.model.out_features)
+    scaled.train().backward(batch)
+    assert "scale" in gradients(scaled)
+
+
 def test_one_shot_protonet_is_nearest_neighbour_in_the_embedding():
     built = make("protonet", "conv4").eval()
     batch = blobs(6, 3, 1, 5)

@@ -1,9 +1,14 @@
 """Prototypical Networks for Few-shot Learning, Snell, Swersky and Zemel, 2017 (https://arxiv.org/abs/1703.05175).
 
+With `scale`, distances are means over the features times a learned factor, as in the code of MetaOptNet (Lee et al. 2019,
+https://arxiv.org/abs/1904.03758): the sums over the 1,600 features of an 84x84 image are so large at the start that training
+shrinks the features before it learns anything.
+
 Training normalises the support and query items of an episode together; evaluation uses running statistics.
 """
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fsl_cli.algos.base import Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, squared_distances
@@ -17,13 +22,17 @@ class ProtoNet(Algorithm):
     bulk = True
     norms = ("running", "transductive", "support")
 
-    def __init__(self, model: Embedding) -> None:
+    def __init__(self, model: Embedding, scale: float | None = None) -> None:
         super().__init__()
+        if scale is not None and scale <= 0:
+            raise ValueError(f"algo.scale = {scale}, but it must be positive, or null.")
         self.model = model
+        self.scale = None if scale is None else nn.Parameter(torch.tensor(float(scale)))
 
     def embed(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
 
     def adapt(self, support: Examples) -> Predictor:
         prototypes = centroids(support)  # [way, features]
-        return lambda queries: -squared_distances(queries, prototypes)
+        factor = 1 if self.scale is None else self.scale / prototypes.shape[1]
+        return lambda queries: -factor * squared_distances(queries, prototypes)
