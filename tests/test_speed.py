@@ -245,7 +245,7 @@ def test_gathering_from_the_memory_map_costs_little_of_a_step(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["protonet", "maml", "reptile"])
+@pytest.mark.parametrize("algo", ["protonet", "maml", "reptile", "snail"])
 def test_a_compiled_step_gives_the_same_gradients(algo: str):
     torch.manual_seed(1)
     plain = make(algo, "conv4").train()

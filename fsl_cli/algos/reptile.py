@@ -125,12 +125,17 @@ class Reptile(Algorithm):
         return result.loss, Outcome(result.loss.detach(), result.measure)
 
 
-@lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result
 def minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor:
     """Rows `[count, min(n, batch)]` of a set of `n` items: shuffled passes through it, cut into minibatches.
 
     Kept on the device: a copy from the host in every step could not be captured in a CUDA graph.
     """
+    return _minibatches(n, batch, count, device)
+
+
+@lru_cache(maxsize=32)
+def _minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor:
     batch = min(n, batch)
     rng = np.random.default_rng(ORDER_SEED)
     passes = -(-count * batch // n)

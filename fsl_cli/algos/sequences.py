@@ -41,7 +41,12 @@ def presentations(n: int, way: int) -> np.ndarray:
     return order * (n // way) + np.arange(n // way)[:, None]
 
 
-@lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result
 def in_order(n: int, way: int, device: torch.device) -> Tensor:
     """The rows of `presentations` one after the other, `[n]`; kept on the device: a CUDA graph admits no copy from the host."""
+    return _in_order(n, way, device)
+
+
+@lru_cache(maxsize=32)
+def _in_order(n: int, way: int, device: torch.device) -> Tensor:
     return torch.as_tensor(presentations(n, way).ravel(), device=device)
