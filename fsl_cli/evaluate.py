@@ -86,7 +86,7 @@ def run(cfg: DictConfig) -> float:
     algo = assemble(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
-    speed.use(algo, choose_speed(cfg, content, place, lambda: score(algo, store, sampler, TRIED)))
+    speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)
     chosen = HydraConfig.get().runtime.choices
     origin = content["choices"] if content is not None else chosen
@@ -127,11 +127,13 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content
 
 
 def choose_speed(
-    cfg: DictConfig, content: dict[str, Any] | None, place: torch.device, trial: Callable[[], object]
+    cfg: DictConfig, content: dict[str, Any] | None, algo: Algorithm, place: torch.device, trial: Callable[[], object]
 ) -> speed.Choice:
     """How the episodes are computed: as typed, else as they were in training, on the threads that a trial is fastest with."""
     trained = content["fastest"] if content is not None else checkpoint.UNMEASURED
     chosen = {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained}
+    if algo.bulk and cfg.device.channels_last == "auto":
+        chosen["channels_last"] = True
     if cfg.device.threads == "auto":  # those of the training may have been another machine's, or a busy one's
         chosen["threads"] = tuning.threads(trial) if place.type == "cpu" and parallel.world() == 1 else None
     return chosen
