@@ -1,8 +1,7 @@
 """Prototypical Networks for Few-shot Learning, Snell, Swersky and Zemel, 2017 (https://arxiv.org/abs/1703.05175).
 
 With `scale`, distances are means over the features times a learned factor, as in the code of MetaOptNet (Lee et al. 2019,
-https://arxiv.org/abs/1904.03758): the sums over the 1,600 features of an 84x84 image are so large at the start that training
-shrinks the features before it learns anything.
+https://arxiv.org/abs/1904.03758): sums over the 1,600 features of an 84x84 image make losses of hundreds at the start.
 
 Training normalises the support and query items of an episode together; evaluation uses running statistics.
 """
