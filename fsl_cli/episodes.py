@@ -1,8 +1,8 @@
 """Which items form step `k` of a stream: samplers without state.
 
-`indices(step)` is a pure function of (seed, stream, step), and of the hard classes where an algorithm has them (hard.py, which
-keeps them in the checkpoint). Otherwise resuming needs only the step number, every process draws the same
-list, and a CPU and a GPU see the same episodes.
+`indices(step)` is a pure function of (seed, stream, step), and of the hard classes where an algorithm has them (hard.py,
+which keeps them in the checkpoint). Otherwise resuming needs only the step number. Every process draws the same list, and a CPU
+and a GPU see the same episodes.
 """
 
 from collections.abc import Sequence

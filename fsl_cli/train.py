@@ -12,20 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
-from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.algos.base import Batch
+from fsl_cli.batches import training_batch, training_sampler
 from fsl_cli.config import arguments, build, check, flat
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
+from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
-from fsl_cli.functions import AnyStore, Sampler, open_sampler, open_store
-from fsl_cli.hard import failed, hard
+from fsl_cli.functions import AnyStore, Sampler, open_store
+from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
-from fsl_cli.store import Ahead, Store
+from fsl_cli.store import Ahead
 from fsl_cli.tracking import Tracker, first_episode
 
 log = logging.getLogger(__name__)
@@ -133,32 +134,6 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
         raise ValueError("model.frozen = true leaves nothing to train. Set model.frozen=false, or use it as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
-
-
-def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> Sampler | BatchSampler:
-    """What feeds the training step: episodes, or batches for an algorithm that pre-trains."""
-    task = cfg.task
-    if algo.batches is not Episode and isinstance(data, Packed):
-        return BatchSampler(data.classes("train"), cfg.algo.batch, cfg.seed, TRAIN)
-    if algo.hard_tasks > task.tasks:
-        raise ValueError(
-            f"algo.hard_tasks = {algo.hard_tasks}, but a meta-batch has task.tasks = {task.tasks}. Lower it, or raise task.tasks."
-        )
-    shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
-    return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")
-
-
-def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run, step: int, classes: int) -> Batch:
-    """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
-    if isinstance(sampler, BatchSampler):
-        assert isinstance(store, Store), "batches are made of items"
-        indices, labels = sampler.indices(step)
-        mine = parallel.slice_examples(len(labels))
-        return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
-    again = hard(state.algo, state.failures, step)
-    drawn = sampler.indices(step, again) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
-    indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
-    return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
