@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8  # tasks mapped at once, where nothing was measured
 WORTHWHILE = 100  # steps: a shorter run does not get back what the measuring costs
-REPEATS = 3
-HOPELESS = 2  # times slower than the best: on shared cores more threads can be 20 times slower
+ROUNDS = 4  # of which the fastest step counts
+HOPELESS, BEHIND = 3, 1.3  # times slower than the best, after the first step and later: such a candidate is out
 
 
 def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None) -> Choice:
@@ -70,40 +70,50 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any]) -> Choice:
 
 
 def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice]) -> Choice:
+    """The candidate with the fastest step, of a few rounds over all: a machine that slows down meanwhile slows them all."""
     if len(candidates) == 1:
         return candidates[0]
-    times: dict[int, float] = {}
-    for number, candidate in enumerate(candidates):
+    _seconds(algo, batch, candidates[0])  # loads what all of them use
+    times: dict[int, float] = {}  # of the candidates that are still in
+    for turn in range(1 + ROUNDS):  # the first one warms up
+        for number in list(times) if turn else range(len(candidates)):
+            seconds = _seconds(algo, batch, candidates[number])
+            if seconds is None:
+                times.pop(number, None)
+            else:
+                times[number] = min(seconds, times[number]) if turn > 1 else seconds
         # Processes that exchange something in every step must all take the same number of steps.
-        best = min(times.values(), default=math.inf) if parallel.world() == 1 else math.inf
-        seconds = _seconds(algo, batch, best, candidate)
-        if seconds is not None:
-            times[number] = seconds
+        stays = parallel.world() > 1 or (turn == 0 and batch_on_gpu(batch))  # a GPU's first steps choose and load kernels
+        bound = math.inf if stays else (HOPELESS if turn == 0 else BEHIND) * min(times.values(), default=0)
+        for number, seconds in list(times.items()):
+            if seconds > bound:
+                _report(candidates, number, seconds)
+                del times[number]
     if not times:
         return candidates[0]
     best = min(times, key=times.__getitem__)
-    varied = [name for name in candidates[0] if len({candidate[name] for candidate in candidates}) > 1]
     for number, seconds in times.items():
-        words = ", ".join(f"device.{name}={str(candidates[number][name]).lower()}" for name in varied)
-        log.info(f"{words}: {1000 * seconds:.0f} ms a step{', the fastest' if number == best else ''}")
+        _report(candidates, number, seconds, ", the fastest" if number == best else "")
     return candidates[best]
 
 
-def _seconds(algo: Algorithm, batch: Batch, best: float, choice: Choice) -> float | None:
-    """The fastest of a few steps, or None if the memory does not reach; what is far behind the `best` is not repeated."""
+def _report(candidates: list[Choice], number: int, seconds: float, more: str = "") -> None:
+    varied = [name for name in candidates[0] if len({candidate[name] for candidate in candidates}) > 1]
+    words = ", ".join(f"device.{name}={str(candidates[number][name]).lower()}" for name in varied)
+    log.info(f"{words}: {1000 * seconds:.0f} ms a step{more}")
+
+
+def _seconds(algo: Algorithm, batch: Batch, choice: Choice) -> float | None:
+    """How long one step takes, or None if the memory does not reach; leaves `algo` as it was."""
     buffers = {name: buffer.clone() for name, buffer in algo.named_buffers()}
     chunk = algo.task_chunk
     use(algo, choice)
-    times = []
     try:
-        for _ in range(REPEATS):
-            if times and times[0] > HOPELESS * best:
-                return times[0]
-            start = time.perf_counter()
-            algo.train().backward(batch)
-            if batch_on_gpu(batch):
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        algo.train().backward(batch)
+        if batch_on_gpu(batch):
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -112,7 +122,6 @@ def _seconds(algo: Algorithm, batch: Batch, best: float, choice: Choice) -> floa
         reset(algo, buffers)
         algo.task_chunk = chunk
         algo.to(memory_format=torch.contiguous_format)
-    return min(times[1:])  # the first one warms up
 
 
 def threads(work: Callable[[], object]) -> int:

@@ -63,6 +63,21 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     assert all(value.equal(before[name]) for name, value in built.state_dict().items())
 
 
+def test_the_fastest_way_is_found_on_a_machine_that_slows_down(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    def seconds(algo: Any, batch: Any, choice: speed.Choice) -> float | None:
+        calls.append(choice["task_chunk"])
+        cost = {1: 1.3, 2: 1.1, 4: 1.0, 8: 20.0, 16: None}[choice["task_chunk"]]
+        return cost and cost * 1.05 ** len(calls)
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    asked = {"threads": 1, "task_chunk": "auto", "channels_last": False}
+    chosen = tuning.measure(make("maml", "mlp"), blobs(16, 3, 2, 4), asked)
+    assert chosen == asked | {"task_chunk": 4}
+    assert calls.count(8) == calls.count(16) == 1  # out of the race, and out of memory
+
+
 def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     built, batch = make("maml", "mlp").train(), blobs(4, 3, 2, 4)
     calls = []
