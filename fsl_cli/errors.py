@@ -77,6 +77,12 @@ def _configuration(error: BaseException) -> str:
                 known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
                 return f"There is no key {key}.{suggest(str(key).rpartition('.')[2], known) if known else ''}"
             return f"{key}: {reason}."
+    setting = re.search(r"In 'algo/(\w+)': Could not override '\w+'", str(chain[0]))
+    if setting:  # of the optimizer or the schedule, which only fsl train has
+        return (
+            f"algo = {setting[1]} must be trained first. Run fsl train algo={setting[1]}, then give checkpoint=best.pt that it "
+            "wrote, and leave algo out."
+        )
     lines = [line.strip() for line in str(chain[0]).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", ". ".join(lines[:2]))
 

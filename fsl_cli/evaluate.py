@@ -25,7 +25,7 @@ from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
-from fsl_cli.loading import pretrained, refuse_untrained
+from fsl_cli.loading import give_weights, pretrained, refuse_untrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, summary
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
@@ -120,7 +120,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content
     algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
     algo = device.settle(algo, place, cfg.device.precision.value)
     if content is not None:
-        checkpoint.load_weights(algo, content, "checkpoint")
+        give_weights(algo, cfg, HydraConfig.get().runtime.choices, content, "checkpoint")
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo
@@ -176,16 +176,19 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: S
 def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
     """Which checkpoint an accuracy belongs to, if any."""
     if path is None or content is None:
-        return {"train_seed": None, "step": None, "checkpoint": None}
-    seed, step = int(content["choices"]["seed"]), content["step"]
-    return {"train_seed": seed, "step": step, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
+        return {"trained_by": None, "train_seed": None, "step": None, "checkpoint": None}
+    choices, step = content["choices"], content["step"]
+    trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "step": step}
+    return {**trained, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
 
 
 def line(result: dict[str, Any]) -> str:
     """One line for an evaluation, with its whole protocol."""
     where = f"{result['algo']} on {result['dataset']} {result['split']}"
     listed = f"{result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries"
-    trained = "not trained" if result["step"] is None else f"trained with seed {result['train_seed']} for {result['step']} steps"
+    by = "" if result["trained_by"] in (None, result["algo"]) else f" by {result['trained_by']}"
+    trained = f"trained{by} with seed {result['train_seed']} for {result['step']} steps"
+    trained = "not trained" if result["step"] is None else trained
     if "mse" in result:
         return f"{where}, {result['shot']}-shot: mse {_errors(result)} ({listed}, {trained})"
     return (

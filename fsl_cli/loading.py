@@ -77,7 +77,7 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
     algo = device.settle(algo, place, cfg.device.precision.value)
     if path is not None:
-        checkpoint.load_weights(algo, content, key)
+        give_weights(algo, cfg, choices, content, key)
     algo.use_norm(norm(cfg.norm, algo, content))
     config = OmegaConf.masked_copy(cfg, [*TRAINED])
     with open_dict(config):
@@ -89,6 +89,20 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     }
     way = cfg.algo.way if "way" in cfg.algo else None
     return Trained(algo, maker.item, shape, origin, way), content
+
+
+def give_weights(algo: Algorithm, cfg: DictConfig, choices: Mapping[str, str], content: dict[str, Any], key: str) -> None:
+    """Puts the weights of a checkpoint into `algo`: all, or those of the network where another head was asked for."""
+    asked, own = choices.get("algo", "trained"), content["choices"]["algo"]
+    if key == "classifier" or asked in ("trained", own):
+        return checkpoint.load_weights(algo, content, key)
+    trainer = locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
+    if "way" in cfg.algo or not all("running" in norms for norms in (trainer.norms, algo.norms)):
+        raise ValueError(
+            f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
+            "algorithm can be used with another head that needs no training: algo=centroid, logistic or r2d2.)"
+        )
+    return checkpoint.load_network(algo, content, key)
 
 
 def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:

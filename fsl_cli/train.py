@@ -215,6 +215,7 @@ def finish(
     curve = tested.get("adaptation_curve", []) if state.algo.regression else adaptation_curve(state.algo, store, validation)
     result = tested | evaluate.protocol(cfg, state.algo, choices, test, "test") | {
         "seed": cfg.seed,
+        "trained_by": choices["algo"],
         "train_seed": cfg.seed,
         "step": state.best_step,
         "steps": state.step,

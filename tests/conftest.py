@@ -58,6 +58,17 @@ def fsl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return 0
 
 
+def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
+    """What `fsl WORDS` says on stderr, once it is seen to be one sentence or two and no traceback."""
+    capfd.readouterr()
+    assert fsl(monkeypatch, *words) == code
+    said = capfd.readouterr().err.strip()
+    assert "Traceback" not in said
+    assert "Error executing job" not in said
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
 @contextmanager
 def stopped(monkeypatch: pytest.MonkeyPatch, *steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[None]:
     """Within it, a training gets a signal after each of these steps."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fsl, stopped
+from conftest import fsl, message, stopped
 
 from fsl_cli import checkpoint, train
 
@@ -245,6 +245,23 @@ def test_evaluate_at_another_way_shot_norm_split_and_data_set(monkeypatch: pytes
         7,
         9,
     )
+
+
+def test_another_head_uses_the_network_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    assert trained(monkeypatch, "protonet", "run") == 0
+    evaluate = ["evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu"]
+    capfd.readouterr()
+    assert fsl(monkeypatch, *evaluate, "algo=logistic", "out=other") == 0
+    assert "logistic on strokes test (6 classes), 5-way 1-shot: " in (said := capfd.readouterr().out)
+    assert "trained by protonet with seed 0" in said
+    other = result("other")
+    assert (other["algo"], other["trained_by"], other["step"]) == ("logistic", "protonet", result("run")["step"])
+    assert other["accuracy"] > 0.3 and other["accuracy"] != result("run")["accuracy"]
+    assert fsl(monkeypatch, *evaluate, "algo=knn", "out=nearest") == 0  # with one support image, the nearest is the nearest mean
+    assert result("nearest")["accuracy"] == result("run")["accuracy"]
+    refused = message(monkeypatch, capfd, *evaluate, "algo=maml")
+    assert refused.startswith("algo = maml, but the checkpoint was trained by algo=protonet. Leave algo out.")
+    assert message(monkeypatch, capfd, *evaluate, "algo=reptile").startswith("algo = reptile must be trained first.")
 
 
 def test_the_episode_list_is_the_same_for_every_training_seed(monkeypatch: pytest.MonkeyPatch):

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import fsl, stopped
+from conftest import fsl, message, stopped
 from PIL import Image
 from test_archives import write_folder
 from test_cli import ALGOS, SMALL, result, trained
-from test_errors import message
 from test_photos import images
 
 from fsl_cli import checkpoint

@@ -6,24 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fsl
+from conftest import fsl, message
 from omegaconf import OmegaConf
 from test_cli import ALGOS, SMALL, trained
 
 from fsl_cli import checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("workplace")
-
-
-def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
-    """What `fsl WORDS` says on stderr, once it is seen to be one sentence or two and no traceback."""
-    capfd.readouterr()
-    assert fsl(monkeypatch, *words) == code
-    said = capfd.readouterr().err.strip()
-    assert "Traceback" not in said
-    assert "Error executing job" not in said
-    assert len(said.splitlines()) == 1, said
-    return said
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import fsl
+from conftest import fsl, message
 from PIL import Image
 from test_algos import SHAPE, make
 from test_cli import trained
-from test_errors import message
 
 import fsl_cli
 from fsl_cli import checkpoint, loading

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import composed, fsl
+from conftest import composed, fsl, message
 from test_archives import write_folder, write_zip
 from test_cli import result
-from test_errors import message
 from test_predict import rows, summary
 
 import fsl_cli
