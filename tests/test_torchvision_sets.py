@@ -108,6 +108,51 @@ def test_folders_of_eurosat_gtsrb_and_dtd_are_read(tmp_path):
     assert set(load(tmp_path, "dtd", "dataset.images=141").counts) == {3}
 
 
+def test_mat_files_of_flowers102_and_svhn_are_read(tmp_path, monkeypatch):
+    savemat = pytest.importorskip("scipy.io", reason="needs the extra [mat]").savemat
+    for module in ("flowers102", "svhn"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, md5: Path(path).is_file())
+    folder = tmp_path / "data/flowers-102"
+    numbers = np.arange(1, 307)  # three images of each kind, one in each part
+    for number in numbers:
+        write_image(folder / f"jpg/image_{number:05d}.jpg", pixels(int(number), 50, 60, 3))
+    savemat(folder / "imagelabels.mat", {"labels": (numbers - 1) % 102 + 1})
+    savemat(folder / "setid.mat", {"trnid": numbers[:102], "valid": numbers[102:204], "tstid": numbers[204:]})
+    found = load(tmp_path, "flowers102", "dataset.images=306")
+    assert (
+        found.item_shape == (3, 84, 84)
+        and set(found.counts) == {3}
+        and found.names[:2] == ["pink primrose", "hard-leaved pocket orchid"]
+    )
+    assert [len(found.splits[split]) for split in SPLITS] == [51, 26, 25]
+
+    for part, seed in (("train", 1), ("test", 2)):
+        labels = np.arange(1, 21, dtype=np.uint8) % 10
+        labels[labels == 0] = 10  # as the files name the digit 0
+        savemat(tmp_path / f"data/{part}_32x32.mat", {"X": pixels(seed, 32, 32, 3, 20), "y": labels[:, None]})
+    found = load(tmp_path, "svhn", "dataset.images=40")
+    assert found.item_shape == (3, 32, 32) and set(found.counts) == {4}
+    assert np.array_equal(found.items[0], pixels(1, 32, 32, 3, 20)[..., 9].transpose(2, 0, 1))  # the first image of a 0
+    assert [len(found.splits[split]) for split in SPLITS] == [0, 0, 10]
+
+
+def test_aircraft_and_kmnist_are_read(tmp_path):
+    folder = tmp_path / "data/fgvc-aircraft-2013b/data"
+    for part, start in (("train", 0), ("val", 100), ("test", 200)):
+        for c in range(100):
+            write_image(folder / f"images/{start + c:07d}.jpg", pixels(c, 60, 90, 3))
+        (folder / f"images_variant_{part}.txt").write_text("".join(f"{start + c:07d} Type {c:03d}\n" for c in range(100)))
+    (folder / "variants.txt").write_text("".join(f"Type {c:03d}\n" for c in range(100)))
+    found = load(tmp_path, "aircraft", "dataset.images=300")
+    assert found.names[7] == "Type 007" and set(found.counts) == {3} and found.item_shape == (3, 84, 84)
+    assert [len(found.splits[split]) for split in SPLITS] == [50, 25, 25]
+
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"data/KMNIST/raw/{part}-images-idx3-ubyte", pixels(1, 20, 28, 28))
+        write_idx(tmp_path / f"data/KMNIST/raw/{part}-labels-idx1-ubyte", np.arange(20, dtype=np.uint8) % 10)
+    assert load(tmp_path, "kmnist", "dataset.images=40").names[:2] == ["o", "ki"]
+
+
 class Fake:
     """A torchvision data set of 4 classes without names, two images each."""
 
