@@ -190,15 +190,19 @@ def test_reptile_visits_every_support_item_before_it_repeats_one():
     assert minibatches(5, 10, 3, torch.device("cpu")).shape == (3, 5)
 
 
-def test_the_frozen_head_equals_torch_sgd_on_a_linear_layer():
-    built = make("finetune", "mlp", "algo.head=linear", "algo.head_epochs=6").eval()
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_the_frozen_head_equals_torch_optimizers_on_a_linear_layer(kind: str):
+    built = make("finetune", "mlp", "algo.head=linear", "algo.head_epochs=6", f"algo.head_optimizer={kind}").eval()
     assert isinstance(built, Finetune)
     batch = blobs(1, 3, 2, 4)
     support = Examples(built.embed(batch.support.inputs[0]).detach(), batch.support.targets[0])
     head = torch.nn.Linear(support.inputs.shape[1], 3).double()
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
+    else:
+        optimizer = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.001)
     for rows in built._minibatches(6):
         optimizer.zero_grad()
         functional.cross_entropy(head(support.inputs[rows]), support.targets[rows]).backward()

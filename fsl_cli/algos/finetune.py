@@ -7,10 +7,10 @@ answers with the class of the nearest support item.
 
 Baseline fits a linear head, Baseline++ a cosine one. The head is trained as published (SGD with dampening), except that the
 cosine head starts at the class means and the linear head at zero, where the published code draws both at random.
-`backbone=full` adapts the embedding too.
+`backbone=full` adapts the embedding too; transformers want `head_optimizer=adam` for that.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm, statistics
 
 MOMENTUM, DAMPENING = 0.9, 0.9
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 ORDER_SEED = 20190408  # minibatches visit the support set in one constant order
 
 Weights = dict[str, Tensor]
+State = tuple[Any, ...]  # what an optimizer keeps from step to step
 
 
 class Finetune(Algorithm):
@@ -50,6 +52,7 @@ class Finetune(Algorithm):
         head_decay: float,
         head_epochs: int,
         head_batch: int,
+        head_optimizer: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         super().__init__()
         for name, value in (("scale", scale), ("head_scale", head_scale), ("head_lr", head_lr)):
@@ -70,6 +73,7 @@ class Finetune(Algorithm):
         self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items have no statistics of their own
         self.head, self.scale, self.head_scale = head, scale, head_scale
         self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
+        self.direction = {"sgd": _sgd, "adam": _adam}[head_optimizer]
 
     def embed(self, inputs: Tensor) -> Tensor:
         return self._transformed(self.model(inputs)) if self.bulk else inputs
@@ -96,14 +100,14 @@ class Finetune(Algorithm):
         if self.head == "nearest":
             return lambda queries: nearest(queries, support)
         weights = self._start(support)
-        velocity: Weights = {}
+        state: State = ()
         for rows in self._minibatches(len(support.inputs)):
             chosen = torch.as_tensor(rows, device=support.inputs.device)
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads = grad(self._head_loss)(weights, part)
-            grads = {name: g + self.head_decay * weights[name] for name, g in grads.items()}
-            velocity = {name: MOMENTUM * velocity[name] + (1 - DAMPENING) * g if velocity else g for name, g in grads.items()}
-            weights = {name: weight - self.head_lr * velocity[name] for name, weight in weights.items()}
+            decay = {name: self.head_decay * weight for name, weight in weights.items()}
+            direction, state = self.direction(grads, decay, state)
+            weights = {name: weight - self.head_lr * direction[name] for name, weight in weights.items()}
         return lambda queries: self._logits(weights, queries)
 
     def _start(self, support: Examples) -> Weights:
@@ -131,3 +135,21 @@ class Finetune(Algorithm):
         rng = np.random.default_rng(ORDER_SEED)
         cuts = range(self.head_batch, n, self.head_batch)
         return [rows for _ in range(self.head_epochs) for rows in np.split(rng.permutation(n), cuts)]
+
+
+def _sgd(grads: Weights, decay: Weights, state: State) -> tuple[Weights, State]:
+    """SGD with dampened momentum: the direction to leave, and what to keep."""
+    grads = {name: g + decay[name] for name, g in grads.items()}
+    velocity = {name: MOMENTUM * state[0][name] + (1 - DAMPENING) * g for name, g in grads.items()} if state else grads
+    return velocity, (velocity,)
+
+
+def _adam(grads: Weights, decay: Weights, state: State) -> tuple[Weights, State]:
+    """Adam with decoupled decay (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101)."""
+    zeros = {name: torch.zeros_like(g) for name, g in grads.items()}
+    first, second, number = state or (zeros, zeros, 0)
+    first = {name: torch.lerp(g, first[name], BETAS[0]) for name, g in grads.items()}
+    second = {name: torch.lerp(g.square(), second[name], BETAS[1]) for name, g in grads.items()}
+    fades = [1 - beta ** (number + 1) for beta in BETAS]
+    direction = {name: first[name] / fades[0] / ((second[name] / fades[1]).sqrt() + EPSILON) + decay[name] for name in grads}
+    return direction, (first, second, number + 1)
