@@ -10,11 +10,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from PIL import Image
 
 from fsl_cli import cli, train
+from fsl_cli.datasets.strokes import Strokes
 from fsl_cli.schema import register
 
 register()
+CLASSES = ("birch", "oak", "élan (2), b")  # of the fixture drawings
+
 torch.set_num_threads(1)  # the tests are small, and pytest-xdist runs one process per core
 
 
@@ -46,6 +50,39 @@ def workplace(tmp_path: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -
     """An empty folder to run commands in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FSL_CACHE_DIR", cache_dir)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, cache_dir: str) -> Iterator[Path]:
+    """A folder with small checkpoints of several algorithms."""
+    from test_cli import trained  # which imports this module
+
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FSL_CACHE_DIR", cache_dir)
+        for algo in ("protonet", "maml", "finetune"):
+            steps = 60 if algo == "protonet" else 2
+            words = ("task.way=3", "seed=1", f"steps={steps}", f"eval_every={steps}", "episodes=2", "val_episodes=2")
+            assert trained(patch, algo, algo, *words) == 0
+        yield folder
+
+
+@pytest.fixture
+def drawings(cache_dir: str, tmp_path: Path) -> dict[str, list[str]]:
+    """`support/<class>/` with 2, 4 and 3 drawings and `query/` with 3 of each class, ink on paper; the files of query."""
+    items = Strokes(cache_dir, 1, 1, 24).load().items[40:].reshape(24, 20, 28, 28)
+    files: dict[str, list[str]] = {name: [] for name in CLASSES}
+    for slot, name in enumerate(CLASSES):
+        (tmp_path / "support" / name).mkdir(parents=True)
+        (tmp_path / "query" / "more").mkdir(parents=True, exist_ok=True)
+        for number in range((2, 4, 3)[slot]):
+            Image.fromarray(255 - items[slot, number]).save(tmp_path / "support" / name / f"{number}.png")
+        for number in range(3):
+            file = f"query/{'more/' if number else ''}{slot} {number}.bmp"
+            Image.fromarray(items[slot, 10 + number]).resize((84, 84), Image.Resampling.NEAREST).save(tmp_path / file)
+            files[name].append(file)
+    return files
 
 
 def fsl(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

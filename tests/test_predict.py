@@ -1,21 +1,18 @@
-"""`fsl predict`, `fsl adapt`, `fsl export` and the same from Python, on small checkpoints and drawings saved as files."""
+"""`fsl predict`, `fsl adapt` and the same from Python, on small checkpoints and drawings saved as files."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import fsl, message
+from conftest import CLASSES, fsl, message
 from PIL import Image
 from test_algos import SHAPE, make
-from test_cli import trained
 
 import fsl_cli
 from fsl_cli import checkpoint, loading
@@ -26,39 +23,7 @@ from fsl_cli.episodes import Examples
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
-CLASSES = ("birch", "oak", "élan (2), b")
 PREDICT = ("predict", "device=cpu")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, cache_dir: str) -> Iterator[Path]:
-    """A folder with small checkpoints of several algorithms."""
-    folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("FSL_CACHE_DIR", cache_dir)
-        for algo in ("protonet", "maml", "finetune"):
-            steps = 60 if algo == "protonet" else 2
-            words = ("task.way=3", "seed=1", f"steps={steps}", f"eval_every={steps}", "episodes=2", "val_episodes=2")
-            assert trained(patch, algo, algo, *words) == 0
-        yield folder
-
-
-@pytest.fixture
-def drawings(cache_dir: str, tmp_path: Path) -> dict[str, list[str]]:
-    """`support/<class>/` with 2, 4 and 3 drawings and `query/` with 3 of each class, ink on paper; the files of query."""
-    items = Strokes(cache_dir, 1, 1, 24).load().items[40:].reshape(24, 20, 28, 28)
-    files: dict[str, list[str]] = {name: [] for name in CLASSES}
-    for slot, name in enumerate(CLASSES):
-        (tmp_path / "support" / name).mkdir(parents=True)
-        (tmp_path / "query" / "more").mkdir(parents=True, exist_ok=True)
-        for number in range((2, 4, 3)[slot]):
-            Image.fromarray(255 - items[slot, number]).save(tmp_path / "support" / name / f"{number}.png")
-        for number in range(3):
-            file = f"query/{'more/' if number else ''}{slot} {number}.bmp"
-            Image.fromarray(items[slot, 10 + number]).resize((84, 84), Image.Resampling.NEAREST).save(tmp_path / file)
-            files[name].append(file)
-    return files
 
 
 def rows(out: str) -> list[dict[str, str]]:
@@ -112,62 +77,6 @@ def test_an_adapted_classifier_answers_as_predict_does_bit_for_bit(algo, models,
     content = torch.load("kept/my classifier, 1", weights_only=True)
     assert content["classifier"]["names"] == list(CLASSES)
     assert content["choices"]["algo"] == algo
-
-
-@pytest.mark.parametrize(
-    "algo", ["protonet", pytest.param("maml", marks=pytest.mark.slow), pytest.param("finetune", marks=pytest.mark.slow)]
-)
-def test_an_exported_classifier_answers_the_same_without_fsl(algo, models, drawings, monkeypatch, capfd):
-    words = (f"checkpoint={models}/{algo}/best.pt", "support=support", "device=cpu", "output=kept")
-    assert fsl(monkeypatch, "adapt", *words) == 0
-    assert fsl(monkeypatch, "export", "classifier=kept") == 0
-    assert "images uint8 [n, 1, 28, 28] -> probabilities [n, 3]" in capfd.readouterr().out
-    classifier = fsl_cli.load_classifier("kept", "device=cpu")
-    items = classifier.trained.items(file for files in drawings.values() for file in files)
-    np.save("items.npy", items)
-    script = (
-        "import json, sys, numpy, torch\n"
-        "extra = {'classes.json': ''}\n"
-        "model = torch.export.load('kept.pt2', extra_files=extra).module()\n"
-        "items = torch.from_numpy(numpy.load('items.npy'))\n"
-        "parts = [model(part) for part in (items[:1], items[1:3], items[3:])]\n"
-        "assert not [name for name in sys.modules if name.startswith('fsl')]\n"
-        "print(json.dumps([json.loads(extra['classes.json']), torch.cat(parts).tolist()]))\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    names, answers = json.loads(ran.stdout)
-    assert names == list(CLASSES)
-    with torch.no_grad():
-        expected = classifier.probabilities(classifier.trained.inputs(items))
-    torch.testing.assert_close(torch.tensor(answers), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_onnx_packages_that_are_missing_are_named(models, drawings, monkeypatch, capfd):
-    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else find(name, *rest))
-    said = message(monkeypatch, capfd, "export", "classifier=kept", "format=onnx")
-    assert said == "format = onnx needs packages that are not installed: pip install onnx onnxscript onnxruntime."
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algo", ["protonet", "maml"])
-def test_an_onnx_file_answers_the_same(algo, models, drawings, monkeypatch):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason="needs the extra [onnx]")
-    words = (f"checkpoint={models}/{algo}/best.pt", "support=support", "device=cpu", "output=kept")
-    assert fsl(monkeypatch, "adapt", *words) == 0
-    ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", "format=onnx"], capture_output=True)
-    assert ran.returncode == 0, ran.stderr.decode()
-    onnxruntime = importlib.import_module("onnxruntime")
-    classifier = fsl_cli.load_classifier("kept", "device=cpu")
-    items = classifier.trained.items(file for files in drawings.values() for file in files)
-    session = onnxruntime.InferenceSession("kept.onnx", providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CLASSES)
-    (answers,) = session.run(None, {"images": items})
-    with torch.no_grad():
-        expected = classifier.probabilities(classifier.trained.inputs(items))
-    np.testing.assert_allclose(answers, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monkeypatch, capfd):
