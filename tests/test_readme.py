@@ -90,7 +90,7 @@ def test_the_readme_recognises_images(monkeypatch: pytest.MonkeyPatch, cache_dir
         loads = [word for word in words if word.startswith(("checkpoint=", "classifier="))]
         if not loads and importlib.util.find_spec("efficientnet_lite_pytorch") is None:
             continue
-        if "format=onnx" in words:  # slow: test_predict.py writes one
+        if "format=onnx" in words:  # slow: test_export.py writes one
             continue
         assert fsl(monkeypatch, *words) == 0
     python = re.search(r"```python\n(from fsl_cli import load\n.*?)```", README, flags=re.DOTALL)
