@@ -54,7 +54,8 @@ def held_out(
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
-    for folds in left.split(max(1, (FEATURES if embedded else ITEMS) // n)) if len(left) else ():
+    size = algo.at_once(max(1, (FEATURES if embedded else ITEMS) // n))
+    for folds in left.split(size) if len(left) else ():
         others = torch.arange(n - 1, device=slots.device).repeat(len(folds), 1)
         others += others >= folds.unsqueeze(1)  # [folds, n - 1]: all rows but the one that is left out
         query = folds.unsqueeze(1)

@@ -100,7 +100,7 @@ class Capture:
 def use(algo: Algorithm, choice: Choice) -> None:
     """Lets training steps, and for what it says of them evaluations, be computed in one way."""
     algo.task_chunk = choice["task_chunk"]
-    algo.score_chunk = SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED)
+    algo.score_chunk = algo.at_once(SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED))
     torch.set_num_threads(choice["threads"] or torch.get_num_threads())
     algo.to(memory_format=torch.channels_last if choice["channels_last"] else torch.contiguous_format)
 

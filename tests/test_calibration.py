@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from test_algos import blobs, make
 
-from fsl_cli.calibration import rejection, temperature
+from fsl_cli.algos import base
+from fsl_cli.calibration import held_out, rejection, temperature
+from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
 
 
@@ -27,3 +30,17 @@ def test_the_temperature_that_made_the_answers_is_found_and_few_answers_hardly_m
 def test_the_interval_of_a_share_is_that_of_wilson():
     assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
     assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+
+
+def test_fewer_copies_of_a_large_network_are_adapted_at_once(monkeypatch: pytest.MonkeyPatch):
+    built, calls = make("maml", "mlp").eval(), []
+    built.use_norm("support")
+    support = Examples(*(tensor[0] for tensor in blobs(1, 3, 2, 4).support))
+    whole = held_out(built, support, False)[0].detach()
+    weights = sum(parameter.numel() for parameter in built.parameters())
+    monkeypatch.setattr(base, "ADAPTED", 2 * weights + 1)
+    assert (built.at_once(8), built.at_once(1), make("protonet", "mlp").at_once(8)) == (2, 1, 8)
+    predictions = built.predictions
+    monkeypatch.setattr(built, "predictions", lambda batch: calls.append(len(batch.query.targets)) or predictions(batch))
+    torch.testing.assert_close(held_out(built, support, False)[0].detach(), whole)
+    assert calls == [2, 2, 2]
