@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8  # tasks mapped at once, where nothing was measured
 WORTHWHILE = 100  # steps: a shorter run does not get back what the measuring costs
-ROUNDS = 4  # of which the fastest step counts
-HOPELESS, BEHIND = 3, 1.3  # times slower than the best, after the first step and later: such a candidate is out
+ROUNDS = 3  # of which the fastest step counts
+HOPELESS, BEHIND = 3, 1.2  # times slower than the best, after the first step and later: such a candidate is out
 
 
 def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None) -> Choice:
