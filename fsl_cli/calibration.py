@@ -16,6 +16,7 @@ from torch.nn import functional
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import wilson
+from fsl_cli.speed import at_once
 
 ITEMS = 1000  # raw items that are adapted to at once
 FEATURES = 20_000  # embeddings likewise
@@ -54,7 +55,7 @@ def held_out(
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
-    size = algo.at_once(max(1, (FEATURES if embedded else ITEMS) // n))
+    size = at_once(algo, max(1, (FEATURES if embedded else ITEMS) // n))
     for folds in left.split(size) if len(left) else ():
         others = torch.arange(n - 1, device=slots.device).repeat(len(folds), 1)
         others += others >= folds.unsqueeze(1)  # [folds, n - 1]: all rows but the one that is left out

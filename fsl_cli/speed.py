@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 Choice = dict[str, Any]  # threads and task_chunk, where None means all, and channels_last
 
 SCORED, SCORED_VALUES = 8, 250  # tasks mapped at once in scoring, at most; networks of regression are small
+ADAPTED = 2**25  # weights that evaluation adapts at once: an optimizer and the gradients take a few times their memory
 WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
 
 
@@ -100,9 +101,15 @@ class Capture:
 def use(algo: Algorithm, choice: Choice) -> None:
     """Lets training steps, and for what it says of them evaluations, be computed in one way."""
     algo.task_chunk = choice["task_chunk"]
-    algo.score_chunk = algo.at_once(SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED))
+    algo.score_chunk = at_once(algo, SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED))
     torch.set_num_threads(choice["threads"] or torch.get_num_threads())
     algo.to(memory_format=torch.channels_last if choice["channels_last"] else torch.contiguous_format)
+
+
+def at_once(algo: Algorithm, most: int) -> int:
+    """How many episodes to adapt to at once in evaluation: `most`, or fewer if each adapts a copy of a large network."""
+    weights = 0 if algo.bulk else sum(parameter.numel() for parameter in algo.parameters())
+    return max(1, min(most, ADAPTED // max(1, weights)))
 
 
 def tasks(batch: Batch) -> int:

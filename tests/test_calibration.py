@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_algos import blobs, make
 
-from fsl_cli.algos import base
+from fsl_cli import speed
 from fsl_cli.calibration import held_out, rejection, temperature
 from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
@@ -38,8 +38,8 @@ def test_fewer_copies_of_a_large_network_are_adapted_at_once(monkeypatch: pytest
     support = Examples(*(tensor[0] for tensor in blobs(1, 3, 2, 4).support))
     whole = held_out(built, support, False)[0].detach()
     weights = sum(parameter.numel() for parameter in built.parameters())
-    monkeypatch.setattr(base, "ADAPTED", 2 * weights + 1)
-    assert (built.at_once(8), built.at_once(1), make("protonet", "mlp").at_once(8)) == (2, 1, 8)
+    monkeypatch.setattr(speed, "ADAPTED", 2 * weights + 1)
+    assert tuple(speed.at_once(*pair) for pair in ((built, 8), (built, 1), (make("protonet", "mlp"), 8))) == (2, 1, 8)
     predictions = built.predictions
     monkeypatch.setattr(built, "predictions", lambda batch: calls.append(len(batch.query.targets)) or predictions(batch))
     torch.testing.assert_close(held_out(built, support, False)[0].detach(), whole)

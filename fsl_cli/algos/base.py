@@ -14,8 +14,6 @@ from fsl_cli.metrics import ACCURACY, MSE, Measure
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers, statistics
 
-ADAPTED = 2**25  # weights that evaluation adapts at once: an optimizer and the gradients take a few times their memory
-
 Batch = Episode | Examples
 Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
 
@@ -61,11 +59,6 @@ class Algorithm(nn.Module, ABC):
     def embed(self, inputs: Tensor) -> Tensor:
         """The part that does not depend on the episode: inputs `[n, *item]` -> `[n, ...]`."""
         return inputs
-
-    def at_once(self, most: int) -> int:
-        """How many episodes to adapt to at once in evaluation: `most`, or fewer if each adapts a copy of a large network."""
-        weights = 0 if self.bulk else sum(parameter.numel() for parameter in self.parameters())
-        return max(1, min(most, ADAPTED // max(1, weights)))
 
     def path(self, support: Examples) -> list[Predictor]:
         """The predictor before and after each inner step, for algorithms that have inner steps."""
