@@ -120,7 +120,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content
     algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
     algo = device.settle(algo, place, cfg.device.precision.value)
     if content is not None:
-        give_weights(algo, cfg, HydraConfig.get().runtime.choices, content, "checkpoint")
+        give_weights(algo, HydraConfig.get().runtime.choices, content, "checkpoint")
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo

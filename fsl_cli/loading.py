@@ -22,6 +22,7 @@ from fsl_cli.schema import register
 PATHS = ("checkpoint", "classifier", "support", "query", "output")
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
+UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
 SIZE, CHANNELS = 224, 3  # of the images where no checkpoint says it
 
 register()
@@ -77,7 +78,7 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
     algo = device.settle(algo, place, cfg.device.precision.value)
     if path is not None:
-        give_weights(algo, cfg, choices, content, key)
+        give_weights(algo, choices, content, key)
     algo.use_norm(norm(cfg.norm, algo, content))
     config = OmegaConf.masked_copy(cfg, [*TRAINED])
     with open_dict(config):
@@ -91,13 +92,14 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     return Trained(algo, maker.item, shape, origin, way), content
 
 
-def give_weights(algo: Algorithm, cfg: DictConfig, choices: Mapping[str, str], content: dict[str, Any], key: str) -> None:
+def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any], key: str) -> None:
     """Puts the weights of a checkpoint into `algo`: all, or those of the network where another head was asked for."""
     asked, own = choices.get("algo", "trained"), content["choices"]["algo"]
     if key == "classifier" or asked in ("trained", own):
         return checkpoint.load_weights(algo, content, key)
     trainer = locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
-    if "way" in cfg.algo or not all("running" in norms for norms in (trainer.norms, algo.norms)):
+    learned = [name for name, value in algo.state_dict().items() if not name.startswith(UNLEARNED) and value.numel() > 1]
+    if learned or not all("running" in norms for norms in (trainer.norms, algo.norms)):
         raise ValueError(
             f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
             "algorithm can be used with another head that needs no training: algo=centroid, logistic or r2d2.)"

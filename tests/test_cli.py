@@ -259,8 +259,9 @@ def test_another_head_uses_the_network_of_a_checkpoint(monkeypatch: pytest.Monke
     assert other["accuracy"] > 0.3 and other["accuracy"] != result("run")["accuracy"]
     assert fsl(monkeypatch, *evaluate, "algo=knn", "out=nearest") == 0  # with one support image, the nearest is the nearest mean
     assert result("nearest")["accuracy"] == result("run")["accuracy"]
-    refused = message(monkeypatch, capfd, *evaluate, "algo=maml")
-    assert refused.startswith("algo = maml, but the checkpoint was trained by algo=protonet. Leave algo out.")
+    for name in ("maml", "simpleshot"):  # a head, and the mean of the training classes
+        refused = message(monkeypatch, capfd, *evaluate, f"algo={name}")
+        assert refused.startswith(f"algo = {name}, but the checkpoint was trained by algo=protonet. Leave algo out.")
     assert message(monkeypatch, capfd, *evaluate, "algo=reptile").startswith("algo = reptile must be trained first.")
 
 
