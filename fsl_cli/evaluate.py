@@ -26,7 +26,7 @@ from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
 from fsl_cli.loading import give_weights, pretrained, refuse_untrained
-from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, summary
+from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, details, headline
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
 
@@ -92,15 +92,15 @@ def run(cfg: DictConfig) -> float:
     origin = content["choices"] if content is not None else chosen
     names = {group: origin[group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
     wall = time.perf_counter() - start
-    result = summary(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
+    result = headline(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
         "seed": cfg.seed,
         "wall_time_s": round(wall, 3),
         "tasks_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
+    log.info(line(result))  # before the details, which take seconds to come by
     if chief:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        write(folder, result, scores)
-    log.info(line(result))
+        write(folder, result | details(scores), scores)
     return result[algo.measure.name]
 
 
@@ -119,8 +119,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content
     classes = content["data"]["classes"] if content is not None else 1
     algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
     algo = device.settle(algo, place, cfg.device.precision.value)
-    if content is not None:
-        give_weights(algo, HydraConfig.get().runtime.choices, content, "checkpoint")
+    give_weights(algo, HydraConfig.get().runtime.choices, content, "checkpoint")
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo

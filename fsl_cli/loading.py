@@ -23,6 +23,7 @@ PATHS = ("checkpoint", "classifier", "support", "query", "output")
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
 UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
+MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo away."
 SIZE, CHANNELS = 224, 3  # of the images where no checkpoint says it
 
 register()
@@ -77,8 +78,7 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     model = pretrained(cfg, choices, shape) if path is None else build(cfg.model, "model", item_shape=shape, blank=True)
     algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
     algo = device.settle(algo, place, cfg.device.precision.value)
-    if path is not None:
-        give_weights(algo, choices, content, key)
+    give_weights(algo, choices, content if path is not None else None, key)
     algo.use_norm(norm(cfg.norm, algo, content))
     config = OmegaConf.masked_copy(cfg, [*TRAINED])
     with open_dict(config):
@@ -92,13 +92,20 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     return Trained(algo, maker.item, shape, origin, way), content
 
 
-def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any], key: str) -> None:
-    """Puts the weights of a checkpoint into `algo`: all, or those of the network where another head was asked for."""
-    asked, own = choices.get("algo", "trained"), content["choices"]["algo"]
-    if key == "classifier" or asked in ("trained", own):
+def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any] | None, key: str) -> None:
+    """Puts the weights of a checkpoint into `algo`: all, or those of the network where another head was asked for.
+
+    Without a checkpoint the network has weights already; a head that must learn some of its own is refused.
+    """
+    asked, own = choices.get("algo", "trained"), None if content is None else content["choices"]["algo"]
+    if content is not None and (key == "classifier" or asked in ("trained", own)):
         return checkpoint.load_weights(algo, content, key)
+    learned = any(not name.startswith(UNLEARNED) and value.numel() > 1 for name, value in algo.state_dict().items())
+    if content is None:
+        if learned:
+            raise ValueError(MUST_TRAIN.format(asked))
+        return None
     trainer = locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
-    learned = [name for name, value in algo.state_dict().items() if not name.startswith(UNLEARNED) and value.numel() > 1]
     if learned or not all("running" in norms for norms in (trainer.norms, algo.norms)):
         raise ValueError(
             f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
@@ -108,9 +115,9 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
 
 
 def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:
-    """Refuses an algorithm with a head of its own where there is no checkpoint."""
+    """Refuses an algorithm with a head as wide as its training task where there is no checkpoint; it cannot be built."""
     if "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
-        raise ValueError(f"algo = {choices['algo']} must be trained first. Give checkpoint=best.pt, or leave algo away.")
+        raise ValueError(MUST_TRAIN.format(choices["algo"]))
 
 
 def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[int, ...]) -> Embedding:

@@ -109,19 +109,23 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return (centre - half) / (n + z2), (centre + half) / (n + z2)
 
 
-def summary(scores: Scores | Errors) -> dict[str, Any]:
-    """Accuracy with its interval, macro F1 (mean over episodes), negative log-likelihood and calibration error.
-
-    In regression the mean squared error with its interval, and the same before and after each inner step.
-    """
+def headline(scores: Scores | Errors) -> dict[str, Any]:
+    """What the episodes are judged by: accuracy with its interval; in regression the mean squared error, after each step too."""
     if isinstance(scores, Errors):
         steps = [interval(column) for column in scores.squared.unbind(1)]
         curves = {"adaptation_curve": [mean for mean, _ in steps], "adaptation_ci95": [ci95 for _, ci95 in steps]}
         return {"mse": steps[-1][0], "ci95": steps[-1][1], **(curves if len(steps) > 1 else {})}
-    # torchmetrics takes two seconds to import, as long as all the rest: only a final summary pays for it.
+    accuracy, ci95 = interval(scores.accuracy)
+    return {"accuracy": accuracy, "ci95": ci95}
+
+
+def details(scores: Scores | Errors) -> dict[str, float]:
+    """Macro F1 (mean over episodes), negative log-likelihood and calibration error; regression has none."""
+    if isinstance(scores, Errors):
+        return {}
+    # torchmetrics takes three seconds to import, longer than all the rest: only a final summary pays for it.
     from torchmetrics.functional.classification import binary_calibration_error, multiclass_f1_score
 
-    accuracy, ci95 = interval(scores.accuracy)
     f1 = multiclass_f1_score(
         scores.predicted, scores.truth, num_classes=scores.way, average="macro", multidim_average="samplewise"
     )
@@ -129,9 +133,12 @@ def summary(scores: Scores | Errors) -> dict[str, Any]:
     right = (scores.truth == scores.predicted).flatten().int()
     calibration = binary_calibration_error(scores.confidence.flatten().clamp(max=1.0), right, n_bins=BINS)
     return {
-        "accuracy": accuracy,
-        "ci95": ci95,
         "macro_f1": float(f1.double().mean()),
         "nll": float(scores.nll.double().mean()),
         "calibration_error": float(calibration),
     }
+
+
+def summary(scores: Scores | Errors) -> dict[str, Any]:
+    """Everything that scored episodes come to."""
+    return headline(scores) | details(scores)

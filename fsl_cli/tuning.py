@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CHUNK = 8  # tasks mapped at once, where nothing was measured
 WORTHWHILE = 100  # steps: a shorter run does not get back what the measuring costs
 ROUNDS = 3  # of which the fastest step counts
+PATIENCE = 20.0  # seconds, after which no further round begins: steps that take so long vary little
 HOPELESS, BEHIND = 3, 1.2  # times slower than the best, after the first step and later: such a candidate is out
 
 
@@ -75,7 +76,10 @@ def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice]) -> Choice:
         return candidates[0]
     _seconds(algo, batch, candidates[0])  # loads what all of them use
     times: dict[int, float] = {}  # of the candidates that are still in
+    start = time.perf_counter()
     for turn in range(1 + ROUNDS):  # the first one warms up
+        if turn > 1 and parallel.world() == 1 and time.perf_counter() - start > PATIENCE:
+            break
         for number in list(times) if turn else range(len(candidates)):
             seconds = _seconds(algo, batch, candidates[number])
             if seconds is None:

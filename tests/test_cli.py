@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import fsl, message, stopped
+from test_algos import make
 
 from fsl_cli import checkpoint, train
+from fsl_cli.loading import give_weights
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -263,6 +265,14 @@ def test_another_head_uses_the_network_of_a_checkpoint(monkeypatch: pytest.Monke
         refused = message(monkeypatch, capfd, *evaluate, f"algo={name}")
         assert refused.startswith(f"algo = {name}, but the checkpoint was trained by algo=protonet. Leave algo out.")
     assert message(monkeypatch, capfd, *evaluate, "algo=reptile").startswith("algo = reptile must be trained first.")
+
+
+def test_without_a_checkpoint_a_head_that_learns_is_refused():
+    for name in ("protonet", "r2d2", "knn"):
+        give_weights(make(name, "mlp"), {"algo": name}, None, "checkpoint")
+    for name in ("relationnet", "simpleshot", "cnp"):
+        with pytest.raises(ValueError, match=f"algo = {name} must be trained first"):
+            give_weights(make(name, "mlp"), {"algo": name}, None, "checkpoint")
 
 
 def test_the_episode_list_is_the_same_for_every_training_seed(monkeypatch: pytest.MonkeyPatch):

@@ -76,6 +76,11 @@ def test_the_fastest_way_is_found_on_a_machine_that_slows_down(monkeypatch: pyte
     chosen = tuning.measure(make("maml", "mlp"), blobs(16, 3, 2, 4), asked)
     assert chosen == asked | {"task_chunk": 4}
     assert calls.count(8) == calls.count(16) == 1  # out of the race, and out of memory
+    assert calls.count(4) == 1 + tuning.ROUNDS
+    calls.clear()
+    monkeypatch.setattr(tuning, "PATIENCE", 0.0)  # steps of many seconds each
+    assert tuning.measure(make("maml", "mlp"), blobs(16, 3, 2, 4), asked) == chosen
+    assert calls.count(4) == 2  # the first one warms up
 
 
 def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
