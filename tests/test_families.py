@@ -12,6 +12,7 @@ from fsl_cli.algos.context import Context
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mann import MANN, Memory, least_used
 from fsl_cli.algos.metanet import Generator, MetaNet, preprocessed
+from fsl_cli.algos.relationnet import Relation
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.conv4 import Block, Conv4
@@ -314,3 +315,12 @@ def test_options_that_do_not_go_together_are_refused(algo: str, option: str, sai
 def test_a_context_needs_a_layer_to_enter():
     with pytest.raises(ValueError, match="Choose model=conv4 or model=mlp"):
         Context(nn.Flatten(), 3)  # pyright: ignore
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6, 5)])
+def test_relations_are_those_of_the_pairs_put_together(shape: tuple[int, ...]):
+    relation = Relation(shape, hidden=3).double()
+    queries, prototypes = (torch.randn(n, math.prod(shape), dtype=torch.double) for n in (5, 3))
+    pairs = [torch.cat([c.view(shape), q.view(shape)]) for q in queries for c in prototypes]  # one behind the other
+    whole = nn.Sequential(relation.first, relation.layers)
+    torch.testing.assert_close(relation(queries, prototypes), whole(torch.stack(pairs)).view(5, 3))

@@ -6,8 +6,8 @@ of shots can be used; the comparing network uses group normalisation, so that a 
 and it pads its convolutions, so that it takes maps of any size.
 """
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, accuracy
 from fsl_cli.algos.heads import centroids
@@ -31,13 +31,7 @@ class RelationNet(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         prototypes = centroids(support)  # [way, features]
-
-        def predictor(queries: Tensor) -> Tensor:
-            q, way = len(queries), len(prototypes)
-            pairs = torch.stack([prototypes.expand(q, -1, -1), queries.unsqueeze(1).expand(-1, way, -1)], dim=2)
-            return self.relation(pairs.flatten(0, 1)).unflatten(0, (q, way))
-
-        return predictor
+        return lambda queries: self.relation(queries, prototypes)
 
     def loss(self, batch: Batch) -> Outcome:
         assert isinstance(batch, Episode), "a relation network trains on episodes"
@@ -46,21 +40,37 @@ class RelationNet(Algorithm):
 
 
 class Relation(nn.Module):
-    """Pairs of embeddings `[n, 2, features]` -> scores `[n]`, by convolutions if the embeddings are maps of `shape`."""
+    """Compares `[q, features]` with `[way, features]`: scores `[q, way]`; by convolutions if the embeddings are maps of `shape`.
+
+    The first layer of a pair is linear in both: it sees every query and every class once, and a pair takes the sum.
+    """
 
     def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
-        self.shape = (2 * shape[0], *shape[1:])
+        self.shape = shape
+        if len(shape) == 1:
+            self.first: nn.Conv2d | nn.Linear = nn.Linear(2 * shape[0], hidden)
+            self.layers = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))
+            return
+        width, *size = shape
+        self.first = nn.Conv2d(2 * width, width, 3, padding=1)
         layers: list[nn.Module] = []
-        width, size = self.shape[0], list(shape[1:])
-        for _ in range(2 if size else 0):
-            layers += [nn.Conv2d(width, shape[0], 3, padding=1), nn.GroupNorm(1, shape[0]), nn.ReLU()]
-            width = shape[0]
+        for number in range(2):
+            layers += [nn.Conv2d(width, width, 3, padding=1)] if number else []
+            layers += [nn.GroupNorm(1, width), nn.ReLU()]
             if min(size) > 1:
                 layers.append(nn.MaxPool2d(2))
                 size = [side // 2 for side in size]
-        flat = width * (size[0] * size[1] if size else 1)
+        flat = width * size[0] * size[1]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        return self.layers(pairs.reshape(-1, *self.shape)).squeeze(1)
+    def forward(self, queries: Tensor, prototypes: Tensor) -> Tensor:
+        of_class, of_query = self.first.weight.chunk(2, dim=1)
+        pairs = self._half(queries, of_query).unsqueeze(1) + self._half(prototypes, of_class, self.first.bias)
+        return self.layers(pairs.flatten(0, 1)).unflatten(0, (len(queries), len(prototypes))).squeeze(-1)
+
+    def _half(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the first layer makes of one half of a pair, `[n, features]`."""
+        if isinstance(self.first, nn.Linear):
+            return functional.linear(features, weight, bias)
+        return functional.conv2d(features.unflatten(1, self.shape), weight, bias, padding=1)
