@@ -44,15 +44,19 @@ class Rejection(NamedTuple):
 
 
 def held_out(
-    algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None
+    algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None, together: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Logits `[folds, way]` of support items, each left out in turn while the others are adapted to, and their slots.
+    """Logits `[images, way]` of support items, each left out in turn while the others are adapted to, and their slots.
 
     Only items of classes with `least` items or more are left out: one that is alone cannot be. `limit`: at most so many,
-    drawn evenly; None: all.
+    drawn evenly; None: all. `together` leaves out one of every class at a time: as many adaptations as a class has items.
     """
     slots = support.targets.argmax(1)
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
+    if together and len(left):
+        earlier = (slots[left].unsqueeze(1) == slots[left]).tril(-1).sum(1)  # of the same class
+        turns = [left[earlier == turn] for turn in range(int(earlier.max()) + 1)]
+        return torch.cat([_judged(algo, support, embedded, rows) for rows in turns]), slots[torch.cat(turns)]
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
     size = at_once(algo, max(1, (FEATURES if embedded else ITEMS) // n))
@@ -75,12 +79,19 @@ def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, li
     parts = []
     for slot in slots[chosen].unique():
         others = torch.arange(support.targets.shape[1], device=slots.device) != slot
-        targets = support.targets if fixed else support.targets[:, others]
-        cuts = (slots != slot, chosen[slots[chosen] == slot])
-        batch = Episode(*(Examples(support.inputs[rows].unsqueeze(0), targets[rows].unsqueeze(0)) for rows in cuts))
-        logits = (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
+        known = support if fixed else Examples(support.inputs, support.targets[:, others])
+        logits = _judged(algo, known, embedded, chosen[slots[chosen] == slot], slots == slot)
         parts.append(logits[:, others] if fixed else logits)
     return torch.cat(parts)
+
+
+def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor | None = None) -> Tensor:
+    """Logits `[len(rows), way]` of some rows of the support while the others are adapted to, or those not in a mask `without`."""
+    if without is None:
+        without = torch.zeros(len(support.inputs), dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+    cuts = (~without, rows)
+    batch = Episode(*(Examples(support.inputs[cut].unsqueeze(0), support.targets[cut].unsqueeze(0)) for cut in cuts))
+    return (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
 
 
 def _some(rows: Tensor, limit: int | None) -> Tensor:

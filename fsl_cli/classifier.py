@@ -95,7 +95,7 @@ class Trained:
             )
         slots = torch.tensor([names.index(label) for label in labels], device=self.device)
         support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())
-        sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))
+        sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION, together=not self.embeds))
         return Classifier(self, support, names, sure)
 
     def embed(self, items: np.ndarray) -> Tensor:
@@ -168,7 +168,7 @@ class Classifier:
                 "reject_below = auto leaves support images out, alone and with their classes, and needs three classes, one with "
                 "two images. Add images, or give a probability: reject_below=0.8."
             )
-        known, _ = held_out(trained.algo, support, trained.embeds, limit=CALIBRATION)
+        known, _ = held_out(trained.algo, support, trained.embeds, limit=CALIBRATION, together=not trained.embeds)
         unknown = left_out(trained.algo, support, trained.embeds, trained.way is not None, CALIBRATION)
         if not unknown.isfinite().all():
             raise ValueError(

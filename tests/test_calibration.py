@@ -44,3 +44,25 @@ def test_fewer_copies_of_a_large_network_are_adapted_at_once(monkeypatch: pytest
     monkeypatch.setattr(built, "predictions", lambda batch: calls.append(len(batch.query.targets)) or predictions(batch))
     torch.testing.assert_close(held_out(built, support, False)[0].detach(), whole)
     assert calls == [2, 2, 2]
+
+
+def test_together_one_item_of_every_class_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    built = make("protonet", "mlp").eval()
+    support = Examples(*(tensor[0] for tensor in blobs(1, 3, 4, 1).support))
+    slots = support.targets.argmax(1)
+    logits, judged = held_out(built, support, False, together=True)
+    ranks = [(slots[:row] == slots[row]).sum().item() for row in range(len(slots))]
+    expected, order = [], []
+    for turn in range(4):
+        out = torch.tensor([rank == turn for rank in ranks])
+        expected.append(built.fit(Examples(support.inputs[~out], support.targets[~out]))(support.inputs[out]))
+        order.append(slots[out])
+    torch.testing.assert_close(logits, torch.cat(expected))
+    assert judged.equal(torch.cat(order))
+    calls = []
+    predictions = built.predictions
+    monkeypatch.setattr(built, "predictions", lambda batch: calls.append(batch.query.targets.shape[1]) or predictions(batch))
+    assert len(held_out(built, support, False, limit=7, together=True)[0]) == sum(calls) == 7
+    assert max(calls) <= 3
+    empty, none = held_out(built, support, False, least=5, together=True)
+    assert (tuple(empty.shape), len(none)) == ((0, 3), 0)
