@@ -49,14 +49,16 @@ def held_out(
     """Logits `[images, way]` of support items, each left out in turn while the others are adapted to, and their slots.
 
     Only items of classes with `least` items or more are left out: one that is alone cannot be. `limit`: at most so many,
-    drawn evenly; None: all. `together` leaves out one of every class at a time: as many adaptations as a class has items.
+    drawn evenly; None: all. `together` leaves out one of every class at a time: at most as many adaptations as a class has items.
     """
     slots = support.targets.argmax(1)
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
     if together and len(left):
         earlier = (slots[left].unsqueeze(1) == slots[left]).tril(-1).sum(1)  # of the same class
         turns = [left[earlier == turn] for turn in range(int(earlier.max()) + 1)]
-        return torch.cat([_judged(algo, support, embedded, rows) for rows in turns]), slots[torch.cat(turns)]
+        places = torch.arange(len(slots), device=slots.device)
+        parts = [_judged(algo, support, embedded, rows, torch.isin(places, rows)) for rows in turns]
+        return torch.cat(parts), slots[torch.cat(turns)]
     n = len(slots)
     parts = [support.targets.new_empty(0, support.targets.shape[1])]
     size = at_once(algo, max(1, (FEATURES if embedded else ITEMS) // n))
@@ -85,10 +87,8 @@ def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, li
     return torch.cat(parts)
 
 
-def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor | None = None) -> Tensor:
-    """Logits `[len(rows), way]` of some rows of the support while the others are adapted to, or those not in a mask `without`."""
-    if without is None:
-        without = torch.zeros(len(support.inputs), dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor) -> Tensor:
+    """Logits `[len(rows), way]` of some rows of the support while the others, all but the mask `without`, are adapted to."""
     cuts = (~without, rows)
     batch = Episode(*(Examples(support.inputs[cut].unsqueeze(0), support.targets[cut].unsqueeze(0)) for cut in cuts))
     return (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)

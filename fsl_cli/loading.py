@@ -97,14 +97,15 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
 
     Without a checkpoint the network has weights already; a head that must learn some of its own is refused.
     """
-    asked, own = choices.get("algo", "trained"), None if content is None else content["choices"]["algo"]
-    if content is not None and (key == "classifier" or asked in ("trained", own)):
-        return checkpoint.load_weights(algo, content, key)
+    asked = choices.get("algo", "trained")
     learned = any(not name.startswith(UNLEARNED) and value.numel() > 1 for name, value in algo.state_dict().items())
     if content is None:
         if learned:
             raise ValueError(MUST_TRAIN.format(asked))
         return None
+    own = content["choices"]["algo"]
+    if key == "classifier" or asked in ("trained", own):
+        return checkpoint.load_weights(algo, content, key)
     trainer = locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
     if learned or not all("running" in norms for norms in (trainer.norms, algo.norms)):
         raise ValueError(
