@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from fsl_cli.speed import UNMEASURED
+
 FORMAT = 1
-UNMEASURED = {"threads": None, "task_chunk": None, "channels_last": False}
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
 CLASSIFIER = {"format", "config", "choices", "data", "algo", "classifier"}  # what `fsl adapt` writes
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from types import MethodType
 
 import torch
 from torch import Tensor
@@ -57,13 +58,14 @@ def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Alg
 
 def _autocast(model: Embedding, place: torch.device) -> None:
     """Computes embeddings in bfloat16 and hands them on in float32: heads, losses and inner updates keep their precision."""
-    # Without its cache: cached casts of one inner step would be taken for those of the next, and cannot be captured.
-    lower = torch.autocast(place.type, torch.bfloat16, cache_enabled=False)(model.forward)
 
-    def forward(inputs: Tensor) -> Tensor:
-        return lower(inputs).float()
+    def forward(self: Embedding, inputs: Tensor) -> Tensor:
+        # Without its cache: cached casts of one inner step would be taken for those of the next, and cannot be captured.
+        with torch.autocast(place.type, torch.bfloat16, cache_enabled=False):
+            outputs = type(self).forward(self, inputs)
+        return outputs.float()
 
-    model.forward = forward
+    model.forward = MethodType(forward, model)  # a method, so that a copy of the model runs the copy
 
 
 def data_budget(place: torch.device, gib: float | None) -> int:

@@ -37,6 +37,7 @@ class Device:
 
     name: str = MISSING
     threads: Any = None  # a number, auto, or null
+    workers: Any = 1  # a number, or auto
     task_chunk: Any = None  # a number, auto, or null
     channels_last: Any = False  # true, false or auto
     precision: Precision = Precision.auto

@@ -1,16 +1,19 @@
-"""How a training step is run: in chunks that fit the memory, compiled, or captured as a CUDA graph."""
+"""How a training step is run: in chunks that fit the memory, by several threads, compiled, or captured as a CUDA graph."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, leaves, map_tensors
 from fsl_cli.episodes import Episode
+from fsl_cli.workers import Workers
 
 log = logging.getLogger(__name__)
 
-Choice = dict[str, Any]  # threads and task_chunk, where None means all, and channels_last
+Choice = dict[str, Any]  # threads and task_chunk, where None means all, workers, and channels_last
+UNMEASURED: Choice = {"threads": None, "workers": 1, "task_chunk": None, "channels_last": False}
 
 SCORED, SCORED_VALUES = 8, 250  # tasks mapped at once in scoring, at most; networks of regression are small
 ADAPTED = 2**25  # weights that evaluation adapts at once: an optimizer and the gradients take a few times their memory
@@ -29,9 +32,15 @@ class Stepper:
                 "device.graph = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
                 "algo.multi_step=0.0 and algo.first_order_until=0.0, or with algo=mtl algo.hard_tasks=0."
             )
+        if fastest["workers"] > 1 and (captured or compiled):
+            raise ValueError(
+                f"device.workers = {fastest['workers']}, but a step that is compiled or captured is computed as a whole. "
+                "Set device.workers=1."
+            )
         if captured and not next(algo.parameters()).is_cuda:
             raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
-        self.capture = Capture(algo) if captured else None
+        self.captured = captured
+        self.backward = self._way()
         if compiled:
             for name in algo.compiled:
                 setattr(algo, name, torch.compile(getattr(algo, name)))
@@ -40,7 +49,7 @@ class Stepper:
         self.algo.train()
         while True:
             try:
-                return self.capture(batch) if self.capture else self.algo.backward(batch)
+                return self.backward(batch)
             except RuntimeError as error:
                 if not (out_of_memory(error) and self._can_halve(batch)):
                     raise
@@ -48,10 +57,12 @@ class Stepper:
                 self.algo.task_chunk = max(1, min(self.algo.task_chunk or tasks(batch), tasks(batch)) // 2)
                 self.fastest["task_chunk"] = self.algo.task_chunk  # checkpoints keep it
                 log.info(f"Out of memory: device.task_chunk is {self.algo.task_chunk} from here on.")
-            if self.capture:
-                self.capture = Capture(self.algo)
+            self.backward = self._way()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _way(self) -> Callable[[Batch], Outcome]:
+        return Capture(self.algo) if self.captured else backward(self.algo, self.fastest)
 
     def _can_halve(self, batch: Batch) -> bool:
         return isinstance(batch, Episode) and min(self.algo.task_chunk or tasks(batch), tasks(batch)) > 1
@@ -96,6 +107,11 @@ class Capture:
             self.outcome = self.algo.backward(self.batch)
         self.graph = graph
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
+
+
+def backward(algo: Algorithm, choice: Choice) -> Callable[[Batch], Outcome]:
+    """What adds the gradient of a meta-batch: the algorithm's own `backward`, or threads that share it out."""
+    return Workers(algo, choice["workers"]) if choice["workers"] > 1 else algo.backward
 
 
 def use(algo: Algorithm, choice: Choice) -> None:

@@ -1,4 +1,4 @@
-"""The chunk size, memory layout and number of threads with which a training step is fastest here: measured, then kept."""
+"""The chunk size, memory layout and threads with which a training step is fastest here: measured, then kept."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
-from fsl_cli.speed import Choice, batch_on_gpu, out_of_memory, reset, tasks, use
+from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, out_of_memory, reset, tasks, use
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,19 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
 
     A choice is kept in the cache folder, so that the same command on the same machine computes the same bits again.
     """
-    asked = {name: cfg.device[name] for name in ("threads", "task_chunk", "channels_last")}
+    asked = {name: cfg.device[name] for name in UNMEASURED}
     if batch_on_gpu(batch) and asked["threads"] == "auto":
         asked["threads"] = None
     if not isinstance(batch, Episode) and asked["task_chunk"] == "auto":
         asked["task_chunk"] = None
+    if not divisible(algo, batch):
+        if asked["workers"] not in (1, "auto"):
+            log.info(
+                f"device.workers = {asked['workers']} is 1 here: threads share out tasks on a CPU, where each adapts the network."
+            )
+        asked["workers"] = 1
+    elif asked["workers"] == "auto" and (cfg.device.compile or parallel.world() > 1):
+        asked["workers"] = 1
     if (algo.bulk or algo.batches is not Episode) and asked["channels_last"] == "auto":
         asked["channels_last"] = True  # convolutions outside a map run up to twice as fast, on CPU and GPU
     if "auto" not in asked.values():
@@ -49,7 +57,12 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
         chosen = parallel.same(measure(algo, batch, asked))
         if parallel.rank() == 0:
             _write(file, chosen)
-    return _filled(asked, chosen or {"threads": None, "task_chunk": min(CHUNK, tasks(batch)), "channels_last": False})
+    return _filled(asked, chosen or UNMEASURED | {"task_chunk": min(CHUNK, tasks(batch))})
+
+
+def divisible(algo: Algorithm, batch: Batch) -> bool:
+    """Whether threads can share out the tasks: on a CPU, of an algorithm that does not embed all of them in one pass."""
+    return isinstance(batch, Episode) and not algo.bulk and not batch_on_gpu(batch)
 
 
 def _filled(asked: dict[str, Any], chosen: Choice) -> Choice:
@@ -57,17 +70,26 @@ def _filled(asked: dict[str, Any], chosen: Choice) -> Choice:
 
 
 def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any]) -> Choice:
-    """Times steps on a real batch, first over threads, then over chunk sizes and layouts; leaves `algo` as it was."""
+    """Times steps on a real batch, first over threads and workers, then over chunk sizes and layouts; leaves `algo` as it was."""
     before = torch.get_num_threads()
-    chosen = _filled(asked, {"threads": before, "task_chunk": min(CHUNK, tasks(batch)), "channels_last": False})
-    if asked["threads"] == "auto":
-        chosen = _fastest(algo, batch, [{**chosen, "threads": threads} for threads in halvings(before)])
+    chosen = _filled(asked, {**UNMEASURED, "threads": before, "task_chunk": min(CHUNK, tasks(batch))})
+    ways = [(threads, chosen["workers"]) for threads in (halvings(before) if asked["threads"] == "auto" else [chosen["threads"]])]
+    if asked["workers"] == "auto" and not draws(algo, batch):
+        ways += [(chosen["threads"], workers) for workers in halvings(min(chosen["threads"] or before, tasks(batch)))[1:]]
+    chosen = _fastest(algo, batch, [{**chosen, "threads": threads, "workers": workers} for threads, workers in ways])
     layouts = (False, True) if asked["channels_last"] == "auto" else (chosen["channels_last"],)
-    sizes = halvings(tasks(batch)) if asked["task_chunk"] == "auto" else [chosen["task_chunk"]]
+    sizes = halvings(-(-tasks(batch) // chosen["workers"])) if asked["task_chunk"] == "auto" else [chosen["task_chunk"]]
     ways = itertools.product(layouts, sizes)
     chosen = _fastest(algo, batch, [{**chosen, "channels_last": layout, "task_chunk": size} for layout, size in ways])
     torch.set_num_threads(before)
     return chosen
+
+
+def draws(algo: Algorithm, batch: Batch) -> bool:
+    """Whether a step draws numbers at random, as dropout does: several threads would draw them in any order."""
+    before = torch.get_rng_state()
+    _seconds(algo, batch, UNMEASURED | {"task_chunk": 1})
+    return not torch.get_rng_state().equal(before)
 
 
 def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice]) -> Choice:
@@ -113,8 +135,9 @@ def _seconds(algo: Algorithm, batch: Batch, choice: Choice) -> float | None:
     chunk = algo.task_chunk
     use(algo, choice)
     try:
+        step = backward(algo.train(), choice)
         start = time.perf_counter()
-        algo.train().backward(batch)
+        step(batch)
         if batch_on_gpu(batch):
             torch.cuda.synchronize()
         return time.perf_counter() - start
@@ -159,7 +182,7 @@ def _key(cfg: DictConfig) -> str:
 def _read(file: Path) -> Choice | None:
     try:
         found = json.loads(file.read_text())
-        return {name: found[name] for name in ("threads", "task_chunk", "channels_last")}
+        return {name: found[name] for name in UNMEASURED}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -67,9 +67,14 @@ def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> 
         answers.put(torch.cuda.max_memory_allocated())
         return
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    watched()
     step()
     answers.put(resident("VmHWM") - before)
+
+
+def watched() -> None:
+    """Forgets this process's peak so far (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(line: str) -> int:
@@ -127,7 +132,7 @@ def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     heads = ("", "ours, tasks/s", "loop, tasks/s", "`higher`, tasks/s", "ours : loop", "ours : `higher`", "data", "floor",
-             "chunk", "threads", "layout", "peak, MiB (ours, loop)")  # fmt: skip
+             "chunk", "threads", "workers", "layout", "peak, MiB (ours, loop)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         speeds, ratio, chosen = row["tasks_per_s"], row["ratio"], row["chosen"] or {}
@@ -135,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{speeds[n]:.3g}" if n in speeds else "-" for n in ("ours", "loop", "higher")]
         cells += [f"{ratio[n]:.2f}" if n in ratio else "-" for n in ("loop", "higher")]
         cells += [f"{100 * row[n]:.1f} %" if n in row else "-" for n in ("data_share", "floor_share")]
-        cells += [str(chosen.get("task_chunk") or "-"), str(chosen.get("threads") or "all")]
+        cells += [str(chosen.get("task_chunk") or "-"), str(chosen.get("threads") or "all"), str(chosen.get("workers", "-"))]
         cells.append("channels last" if chosen.get("channels_last") else "contiguous" if chosen else "-")
         cells.append(", ".join(str(row["peak_mib"][n]) for n in ("ours", "loop")) if "peak_mib" in row else "-")
         lines.append("| " + " | ".join(cells) + " |")
@@ -149,6 +154,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--threads", type=int, help="of our step on a CPU (measured)")
+    parser.add_argument("--workers", type=int, help="that share out the tasks of our step on a CPU (measured)")
     parser.add_argument("--chunk", type=int, help="tasks that our step maps at once (measured)")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"), help="of our step")
     parser.add_argument("--compile", action="store_true", help="our step through torch.compile")

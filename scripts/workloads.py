@@ -69,8 +69,11 @@ class Bench:
         device.settle(algo, self.place, self.arguments.precision).train()
         asked: dict[str, Any] = {"threads": self.arguments.threads or "auto", "task_chunk": self.arguments.chunk or "auto"}
         asked["channels_last"] = True if algo.bulk else self.arguments.channels_last
+        asked["workers"] = self.arguments.workers or "auto"
         if self.place.type == "cuda":
             asked["threads"] = None
+        if self.arguments.compile or not tuning.divisible(algo, batch):
+            asked["workers"] = 1
         choice = tuning.measure(algo, batch, asked)
         self.chosen[name] = choice
         before = torch.get_num_threads()

@@ -7,13 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fsl_cli import checkpoint
+from fsl_cli import checkpoint, parallel
+from fsl_cli.episodes import Indices
 
 # Strides, since pooling has ties: in float32 another order of sums breaks them otherwise, and a gradient moves by 1 %.
-ALGOS = ("protonet", "maml", "reptile", "finetune")
+ALGOS = ("maml", "finetune")  # tasks are sliced, and a batch that is normalised as a whole
 FOLDER = Path(__file__).parents[1] / "configs/algo"
 # MTL has a test of its own. Meta networks multiply small gradients by e^7, so that in float32 the last digits of one step are the
 # first ones 20 steps later; that their gradient does not depend on how the tasks are cut is tested in float64, as of all.
@@ -38,7 +40,7 @@ def fsl(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=900)
 
 
-@pytest.mark.parametrize("algos", [ALGOS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["four", "others"])
+@pytest.mark.parametrize("algos", [ALGOS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["two", "others"])
 def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[str, ...]):
     sweep = ["train", "-m", f"algo={','.join(algos)}", *SMALL]
     for place, words in (("one", ["device=cpu"]), ("two", TWO)):
@@ -84,7 +86,17 @@ def process_of_rank(parent: int, rank: str) -> int:
     return ranked[0]
 
 
-def test_what_cannot_be_shared_out_is_refused_in_one_sentence():
+def test_what_cannot_be_shared_out_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    one = Indices(np.zeros((1, 5, 6), dtype=np.int64), np.zeros((1, 5, 6), dtype=np.int64))
+    with pytest.raises(ValueError, match=r"task\.tasks = 1, but 2 processes share each meta-batch"):
+        parallel.slice_episodes(one)
+    with pytest.raises(ValueError, match=r"algo\.batch = 7, but 2 processes share each batch"):
+        parallel.slice_examples(7)
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_in_one_sentence():
     done = fsl("train", *SMALL, *TWO, "task.tasks=1", "out=run")
     assert done.returncode == 2
     assert "task.tasks = 1, but 2 processes share each meta-batch" in done.stderr

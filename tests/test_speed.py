@@ -25,7 +25,7 @@ from fsl_cli.models.conv4 import Conv4
 from fsl_cli.store import Ahead, Store
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FREE: speed.Choice = {"threads": None, "task_chunk": None, "channels_last": False}
+FREE = speed.UNMEASURED
 TRAINING = [
     "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
     "task.train_way=6", "task.queries=3", "episodes=10", "val_episodes=10", "device=cpu",
@@ -55,7 +55,9 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     batch = training_batch(built, 4)
     if not isinstance(batch, Episode):
         return
-    chosen = tuning.measure(built, batch, {"threads": "auto", "task_chunk": "auto", "channels_last": "auto"})
+    chosen = tuning.measure(
+        built, batch, dict.fromkeys(FREE, "auto") | ({} if tuning.divisible(built, batch) else {"workers": 1})
+    )
     assert chosen["task_chunk"] in (1, 2, 4)
     assert chosen["channels_last"] in (True, False)
     assert chosen["threads"] in tuning.halvings(torch.get_num_threads())
@@ -72,7 +74,7 @@ def test_the_fastest_way_is_found_on_a_machine_that_slows_down(monkeypatch: pyte
         return cost and cost * 1.05 ** len(calls)
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
-    asked = {"threads": 1, "task_chunk": "auto", "channels_last": False}
+    asked = FREE | {"threads": 1, "task_chunk": "auto"}
     chosen = tuning.measure(make("maml", "mlp"), blobs(16, 3, 2, 4), asked)
     assert chosen == asked | {"task_chunk": 4}
     assert calls.count(8) == calls.count(16) == 1  # out of the race, and out of memory
@@ -89,18 +91,18 @@ def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path
 
     def measured(*_: Any) -> speed.Choice:
         calls.append(1)
-        return {"threads": 1, "task_chunk": 2, "channels_last": True}
+        return {"threads": 1, "workers": 1, "task_chunk": 2, "channels_last": True}
 
     monkeypatch.setattr(tuning, "measure", measured)
     cfg = composed("algo=maml", "steps=1000", f"cache_dir={tmp_path}", "device=cpu")
     assert tuning.fastest(cfg, built, batch, None) == measured()
     assert tuning.fastest(cfg, built, batch, None) == measured()
     assert len(calls) == 3  # twice by this test
-    kept = {"threads": 2, "task_chunk": 4, "channels_last": False}
+    kept = {"threads": 2, "workers": 2, "task_chunk": 4, "channels_last": False}
     assert tuning.fastest(cfg, built, batch, kept) == kept
     typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3",
-                     "device.channels_last=true")  # fmt: skip
-    assert tuning.fastest(typed, built, batch, None) == {"threads": None, "task_chunk": 3, "channels_last": True}
+                     "device.channels_last=true", "device.workers=2")  # fmt: skip
+    assert tuning.fastest(typed, built, batch, None) == FREE | {"workers": 2, "task_chunk": 3, "channels_last": True}
     short = composed("algo=maml", "steps=5", "task.tasks=7", f"cache_dir={tmp_path}", "device=cpu")
     assert tuning.fastest(short, built, batch, None) == FREE | {"task_chunk": 4}
     assert len(calls) == 3
@@ -202,6 +204,8 @@ def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():
         ("device.graph=true", "device.graph = true, but only CUDA devices have graphs"),
         ("device.task_chunk=fast", "device.task_chunk = fast, but it must be a whole number of at least 1, auto, or null"),
         ("device.threads=0", "device.threads = 0, but it must be a whole number of at least 1, auto, or null"),
+        ("device.workers=null", "device.workers = None, but it must be a whole number of at least 1, or auto"),
+        ("device.workers=0", "device.workers = 0, but it must be a whole number of at least 1, or auto"),
         ("device.processes=2", "device.processes = 2, but only device=ddp starts processes"),
         ("device.memory=-1", "device.memory = -1.0, but it must be a number of GiB"),
     ],
@@ -315,7 +319,23 @@ def test_precisions_agree_within_noise_on_cuda(precision: str):
 
 def test_the_benchmark_measures_ours_against_its_peers(tmp_path: Path):
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    words = ["--only", "W7", "W9", "--repeats", "1", "--threads", "1", "--chunk", "5", "--device", "cpu", "--out", "b.json"]
+    words = [
+        "--only",
+        "W7",
+        "W9",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--workers",
+        "1",
+        "--chunk",
+        "5",
+        "--device",
+        "cpu",
+        "--out",
+        "b.json",
+    ]
     done = subprocess.run([sys.executable, str(script), *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b.json").read_text())
@@ -327,3 +347,15 @@ def test_the_benchmark_measures_ours_against_its_peers(tmp_path: Path):
     assert 0 < reptile["floor_share"] < 1
     assert drawing["tasks_per_s"]["ours"] > 0
     assert "| W7 Reptile" in done.stdout
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_chunk_and_halved_by_computing_steps_again():
+    script = Path(__file__).parents[1] / "scripts" / "memory.py"
+    done = subprocess.run([sys.executable, str(script), "--device", "cpu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| `algo", "| in"))]
+    kept, again, cut, whole = ([float(cell) for cell in row[2:-1]] for row in rows)
+    assert again[-1] < 0.6 * kept[-1]
+    assert cut[-1] < 1.5 * cut[1]
+    assert whole[-1] > 5 * cut[-1]
