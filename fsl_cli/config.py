@@ -44,6 +44,10 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, f"device.{key}")
         if not (value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)):
             raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, auto, or null for all.")
+    workers = OmegaConf.select(cfg, "device.workers")
+    counts = isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1
+    if cfg.get("device") is not None and not (workers == "auto" or counts):
+        raise ValueError(f"device.workers = {workers}, but it must be a whole number of at least 1, or auto.")
     if OmegaConf.select(cfg, "device.channels_last") not in (None, True, False, "auto"):
         raise ValueError(f"device.channels_last = {cfg.device.channels_last}, but it must be true, false or auto.")
     memory = OmegaConf.select(cfg, "device.memory")

@@ -32,6 +32,8 @@ SMALL = {
     "wrn28_10": ["model.depth=10", "model.width=1"],
 }
 QUICK = {
+    "maml": ["algo.head=learned"],  # a head of zeros hides the first step of the body from a test
+    "fomaml": ["algo.head=learned", "algo.inner_lr=0.4", "algo.inner_steps=1"],
     "metanet": ["algo.width=16", "algo.hidden=8"],
     "finetune": ["algo.head_epochs=3"],
     "reptile": ["algo.eval_inner_steps=4"],

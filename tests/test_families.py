@@ -76,6 +76,18 @@ def test_second_derivatives_wait_for_their_time():
     torch.testing.assert_close(gradients(later), gradients(plain))
 
 
+def test_from_a_head_of_zeros_the_first_step_makes_it_of_class_means():
+    algo = make("maml", "conv4", "algo.head=zeros", "algo.inner_lr=0.2", "algo.eval_inner_steps=1").train()
+    way, batch = 3, blobs(1, 3, 2, 4)
+    support, query = Examples(batch.support.inputs[0], batch.support.targets[0]), batch.query.inputs[0]
+    before, after = (predictor(query) for predictor in algo.path(support))
+    assert before.abs().max() == 0
+    features, asked = algo.model(support.inputs), algo.model(query)
+    means = support.targets.T @ features / len(features)  # each class has a third of the support
+    expected = 0.2 * asked @ (means - features.mean(0) / way).T
+    torch.testing.assert_close(after, expected)
+
+
 def test_boil_adapts_what_anil_leaves():
     boil, anil, maml = (make(name, "conv4") for name in ("boil", "anil", "maml"))
     assert isinstance(boil, MAML)
@@ -300,6 +312,7 @@ def test_the_context_scales_and_shifts_normalised_maps_or_stands_beside_the_inpu
 @pytest.mark.parametrize(
     ("algo", "option", "said"),
     [
+        ("boil", "head=zeros", "algo.head = zeros lets no gradient through to what algo.adapts=body moves"),
         ("cavia", "context=0", "algo.context = 0, but algo.adapts = context needs at least 1"),
         ("cavia", "recompute=true", "algo.recompute=false"),
         ("cavia", "rates=step", "algo.rates=fixed"),

@@ -13,6 +13,9 @@ What a relative changes is an option:
   MAML++ (Antoniou et al., 2019, https://arxiv.org/abs/1810.09502).
 - `head=prototypes` starts the head at the class means: ProtoMAML (Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096).
 
+`head=zeros` learns the head from 0 on, where it favours no class: the first inner step then makes it of class means, and training
+begins about where metric methods do.
+
 As in the published code, normalisation uses batch statistics always, and its scale and shift are learned by the outer loop
 only. The inner loss is the mean over the support set, so that a published step for the sum over classes is `way` times ours.
 """
@@ -52,7 +55,7 @@ class MAML(Algorithm):
         first_order: bool = False,
         adapts: Literal["all", "head", "body", "context"] = "all",
         context: int | None = None,
-        head: Literal["learned", "prototypes"] = "learned",
+        head: Literal["learned", "zeros", "prototypes"] = "learned",
         rates: Literal["fixed", "step", "weight"] = "fixed",
         norm_per_step: bool = False,
         multi_step: float = 0.0,
@@ -71,6 +74,10 @@ class MAML(Algorithm):
                 raise ValueError(f"algo.{name} = {share}, but it must be a share of the training, from 0 to 1.")
         if head == "prototypes" and (rates == "weight" or adapts == "body"):
             raise ValueError("algo.head = prototypes has no weights of its own: use algo.rates=fixed|step, algo.adapts=all|head.")
+        if head == "zeros" and adapts in ("body", "context"):
+            raise ValueError(
+                f"algo.head = zeros lets no gradient through to what algo.adapts={adapts} moves. Use algo.head=learned."
+            )
         if head == "prototypes" and regression:
             raise ValueError(
                 "algo.head = prototypes (algo=protomaml) starts at class means, but functions (dataset=sine) have no classes. "
@@ -85,7 +92,10 @@ class MAML(Algorithm):
             raise ValueError(f"algo.context = {context}, but algo.adapts = {adapts}. Choose algo=cavia, or leave it out.")
         self.model = model
         self.context = Context(model, context or 0) if adapts == "context" else None
-        self.head = nn.Linear(model.out_features, way) if head == "learned" else None
+        self.head = nn.Linear(model.out_features, way) if head != "prototypes" else None
+        if self.head is not None and head == "zeros":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
         self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute
         self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
