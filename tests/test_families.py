@@ -14,6 +14,7 @@ from fsl_cli.algos.mann import MANN, Memory, least_used
 from fsl_cli.algos.metanet import Generator, MetaNet, preprocessed
 from fsl_cli.algos.relationnet import Relation
 from fsl_cli.algos.sequences import presentations
+from fsl_cli.algos.snail import SNAIL
 from fsl_cli.episodes import Examples
 from fsl_cli.models.conv4 import Block, Conv4
 from fsl_cli.models.mlp import MLP
@@ -203,6 +204,21 @@ def test_snail_answers_a_query_from_its_support_alone():
     with torch.no_grad():
         predictor = built.fit(Examples(batch.support.inputs[0], batch.support.targets[0]))
         torch.testing.assert_close(predictor(batch.query.inputs[0])[:1], predictor(batch.query.inputs[0][:1]))
+
+
+@pytest.mark.parametrize("shot", [1, 4])
+def test_snail_reads_support_and_query_as_one_sequence(shot: int):
+    built = make("snail", "mlp", "task.shot=4").eval()
+    assert isinstance(built, SNAIL)
+    batch = blobs(1, 3, shot, 1)
+    with torch.no_grad():
+        support = Examples(built.embed(batch.support.inputs[0]), batch.support.targets[0])
+        queries = built.embed(batch.query.inputs[0])
+        order = presentations(len(support.inputs), 3).ravel()
+        whole = torch.cat([torch.cat(support, dim=1)[order], torch.cat([queries[:1], torch.zeros(1, 3)], dim=1)])
+        for layer in built.layers:
+            whole = torch.cat([whole, layer(whole)], dim=1)
+        torch.testing.assert_close(built.adapt(support)(queries)[0], built.answer(whole[-1]))
 
 
 def metanet() -> MetaNet:

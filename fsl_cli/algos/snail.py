@@ -17,7 +17,10 @@ from fsl_cli.models.embedding import Embedding
 
 
 class SNAIL(Algorithm):
-    """Reads support set and query as one sequence through convolutions and attention."""
+    """Reads support set and query as one sequence through convolutions and attention.
+
+    No place reads a later one, so that the support set is read once and every query goes on from it.
+    """
 
     bulk = True
     norms = ("running", "transductive", "support")
@@ -25,14 +28,15 @@ class SNAIL(Algorithm):
     def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: int, values: int) -> None:
         super().__init__()
         self.model, self.way = model, way
-        layers, width = [], model.out_features + way
+        layers: list[Attention | Convolution] = []
+        width = model.out_features + way
         for block in range(3):
             layers.append(Attention(width, keys * 2**block, values * 2**block))
             width += values * 2**block
             for level in range(math.ceil(math.log2(way * shot + 1)) if block < 2 else 0):
                 layers.append(Convolution(width, filters, 2**level))
                 width += filters
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.ModuleList(layers)
         self.answer = nn.Linear(width, way)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -42,38 +46,62 @@ class SNAIL(Algorithm):
         check_way(self.way, support.targets)
         order = in_order(len(support.inputs), self.way, support.inputs.device)
         seen = torch.cat([support.inputs, support.targets], dim=1)[order]  # [n, features + way]
+        before = []  # what every layer reads at the support items
+        for layer in self.layers:
+            before.append(seen)
+            seen = torch.cat([seen, layer(seen)], dim=1)
 
         def predictor(queries: Tensor) -> Tensor:
-            last = torch.cat([queries, queries.new_zeros(len(queries), self.way)], dim=1).unsqueeze(1)
-            sequences = torch.cat([seen.expand(len(queries), -1, -1), last], dim=1)  # [q, n + 1, features + way]
-            return self.answer(self.layers(sequences)[:, -1])
+            last = torch.cat([queries, queries.new_zeros(len(queries), self.way)], dim=1)
+            for layer, earlier in zip(self.layers, before, strict=True):
+                assert isinstance(layer, Attention | Convolution)
+                last = torch.cat([last, layer.after(earlier, last)], dim=1)
+            return self.answer(last)
 
         return predictor
 
 
 class Convolution(nn.Module):
-    """Sequences `[q, t, width]` -> `[q, t, width + filters]`: each place, and the one `dilation` before it, gated."""
+    """What each place of a sequence makes of itself and the one `dilation` before it, gated."""
 
     def __init__(self, width: int, filters: int, dilation: int) -> None:
         super().__init__()
         self.here, self.before = nn.Linear(width, 2 * filters), nn.Linear(width, 2 * filters, bias=False)
         self.dilation = dilation
 
-    def forward(self, sequences: Tensor) -> Tensor:
-        earlier = functional.pad(sequences, (0, 0, self.dilation, 0))[:, : sequences.shape[1]]
-        value, gate = (self.here(sequences) + self.before(earlier)).chunk(2, dim=2)
-        return torch.cat([sequences, value.tanh() * gate.sigmoid()], dim=2)
+    def forward(self, sequence: Tensor) -> Tensor:
+        """`[n, width]` -> `[n, filters]`."""
+        earlier = functional.pad(sequence, (0, 0, self.dilation, 0))[: len(sequence)]
+        return _gated(self.here(sequence) + self.before(earlier))
+
+    def after(self, sequence: Tensor, last: Tensor) -> Tensor:
+        """Of every alternative `[q, width]` for the place after a sequence `[n, width]`: `[q, filters]`."""
+        place = len(sequence) - self.dilation
+        return _gated(self.here(last) + (self.before(sequence[place]) if place >= 0 else 0))
 
 
 class Attention(nn.Module):
-    """Sequences `[q, t, width]` -> `[q, t, width + values]`: what each place reads from itself and the places before it."""
+    """What each place of a sequence reads from itself and the places before it."""
 
     def __init__(self, width: int, keys: int, values: int) -> None:
         super().__init__()
         self.query, self.key, self.value = nn.Linear(width, keys), nn.Linear(width, keys), nn.Linear(width, values)
+        self.scale = 1 / math.sqrt(keys)
 
-    def forward(self, sequences: Tensor) -> Tensor:
-        near = self.query(sequences) @ self.key(sequences).transpose(1, 2) / math.sqrt(self.key.out_features)  # [q, t, t]
-        later = torch.ones_like(near[0], dtype=torch.bool).triu(1)
-        read = near.masked_fill(later, -torch.inf).softmax(2) @ self.value(sequences)
-        return torch.cat([sequences, read], dim=2)
+    def forward(self, sequence: Tensor) -> Tensor:
+        """`[n, width]` -> `[n, values]`."""
+        near = self.query(sequence) @ self.key(sequence).T * self.scale  # [n, n]
+        later = torch.ones_like(near, dtype=torch.bool).triu(1)
+        return near.masked_fill(later, -torch.inf).softmax(1) @ self.value(sequence)
+
+    def after(self, sequence: Tensor, last: Tensor) -> Tensor:
+        """Of every alternative `[q, width]` for the place after a sequence `[n, width]`: `[q, values]`."""
+        query = self.query(last) * self.scale
+        near = torch.cat([query @ self.key(sequence).T, (query * self.key(last)).sum(1, keepdim=True)], dim=1)  # [q, n + 1]
+        read = near.softmax(1)
+        return read[:, :-1] @ self.value(sequence) + read[:, -1:] * self.value(last)
+
+
+def _gated(both: Tensor) -> Tensor:
+    value, gate = both.chunk(2, dim=1)
+    return value.tanh() * gate.sigmoid()
