@@ -9,8 +9,8 @@ out=${OUT:-runs/table}
 tasks=${TASKS:-5way1shot 5way5shot 20way1shot 20way5shot}
 algos=("$@")
 if [ ${#algos[@]} -eq 0 ]; then
-    mapfile -t algos < <(scripts/fsl algos | cut -d' ' -f1 | grep -v '^mtl$')
-    algos+=(mtl) # after finetune, whose network it needs
+    mapfile -t algos < <(scripts/fsl algos | cut -d' ' -f1 | grep -v '^finetune$')
+    algos=(finetune "${algos[@]}") # first: others start from its network
 fi
 failed=0
 for task in $tasks; do
@@ -18,7 +18,8 @@ for task in $tasks; do
         row=$out/$task/$algo
         [ -f "$row/result.json" ] && continue
         words=(${WORDS:-})
-        [ "$algo" = mtl ] && words+=(pretrain="$out/$task/finetune/best.pt")
+        # What would train a first stage takes the row that is equal to it.
+        [[ " cnp mann metanet mtl snail " == *" $algo "* && -f "$out/$task/finetune/result.json" ]] && words+=(pretrain="$out/$task/finetune/best.pt")
         scripts/fsl train algo="$algo" dataset=omniglot dataset.split=vinyals task="$task" out="$row" resume=auto "${words[@]}" \
             || { echo "$algo $task failed" >&2; failed=1; }
     done
