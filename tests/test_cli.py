@@ -66,6 +66,8 @@ def test_every_algorithm_of_the_folder_trains_and_is_evaluated_again(algo: str, 
     if algo == "mtl":
         assert trained(monkeypatch, "finetune", "before", "steps=1", "eval_every=1") == 0
         words += ["pretrain=before/best.pt", "algo.inner_steps=3", "algo.eval_inner_steps=3"]
+    else:
+        words += ["pretrain=null"]
     small = [word for word in SMALL if word.split("=")[0] not in {w.split("=")[0] for w in words}]
     assert fsl(monkeypatch, "train", f"algo={algo}", "out=run", *small, *words) == 0
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=4", "device=cpu") == 0
@@ -82,7 +84,7 @@ def test_a_network_comes_from_another_checkpoint(monkeypatch: pytest.MonkeyPatch
     capfd.readouterr()
     assert trained(monkeypatch, "maml", "other", "pretrain=before/best.pt", "model.filters=4") == 2
     assert "pretrain: the network of the checkpoint is another one" in capfd.readouterr().err
-    assert fsl(monkeypatch, "train", "algo=mtl", "out=none", *SMALL) == 2
+    assert fsl(monkeypatch, "train", "algo=mtl", "pretrain=null", "out=none", *SMALL) == 2
     assert "pretrain = null, but algo=mtl" in capfd.readouterr().err
 
 
