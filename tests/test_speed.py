@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import logging
 import subprocess
 import sys
@@ -319,23 +320,7 @@ def test_precisions_agree_within_noise_on_cuda(precision: str):
 
 def test_the_benchmark_measures_ours_against_its_peers(tmp_path: Path):
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    words = [
-        "--only",
-        "W7",
-        "W9",
-        "--repeats",
-        "1",
-        "--threads",
-        "1",
-        "--workers",
-        "1",
-        "--chunk",
-        "5",
-        "--device",
-        "cpu",
-        "--out",
-        "b.json",
-    ]
+    words = shlex.split("--only W7 W9 --repeats 1 --threads 1 --workers 1 --chunk 5 --device cpu --out b.json")
     done = subprocess.run([sys.executable, str(script), *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b.json").read_text())
