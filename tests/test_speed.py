@@ -2,8 +2,8 @@
 
 import copy
 import json
-import shlex
 import logging
+import shlex
 import subprocess
 import sys
 import time
