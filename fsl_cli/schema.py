@@ -84,6 +84,7 @@ class Train(Episodic):
     early_stop: int | None = None
     pretrain: str | None = None
     pretrain_with: Any = None  # settings by key
+    pretrain_frozen: bool = False
     resume: str | None = None
 
 

@@ -130,8 +130,15 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
     model = build(cfg.model, "model", item_shape=data.item_shape)
     algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
     algo = device.settle(algo, place, cfg.device.precision.value)
+    if cfg.pretrain_frozen:
+        if cfg.pretrain is None:
+            raise ValueError("pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH.")
+        if not algo.bulk:
+            raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
+        algo.freeze()
     if not any(weight.requires_grad for weight in algo.parameters()):
-        raise ValueError("model.frozen = true leaves nothing to train. Set model.frozen=false, or use it as it is: fsl predict.")
+        key = "pretrain_frozen" if cfg.pretrain_frozen else "model.frozen"
+        raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
