@@ -132,7 +132,10 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
     algo = device.settle(algo, place, cfg.device.precision.value)
     if cfg.pretrain_frozen:
         if cfg.pretrain is None:
-            raise ValueError("pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH.")
+            raise ValueError(
+                "pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH, "
+                "or pretrain_frozen=false."
+            )
         if not algo.bulk:
             raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
         algo.freeze()

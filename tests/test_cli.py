@@ -67,7 +67,7 @@ def test_every_algorithm_of_the_folder_trains_and_is_evaluated_again(algo: str, 
         assert trained(monkeypatch, "finetune", "before", "steps=1", "eval_every=1") == 0
         words += ["pretrain=before/best.pt", "algo.inner_steps=3", "algo.eval_inner_steps=3"]
     else:
-        words += ["pretrain=null"]
+        words += ["pretrain=null", "pretrain_frozen=false"]
     small = [word for word in SMALL if word.split("=")[0] not in {w.split("=")[0] for w in words}]
     assert fsl(monkeypatch, "train", f"algo={algo}", "out=run", *small, *words) == 0
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=4", "device=cpu") == 0
@@ -86,6 +86,26 @@ def test_a_network_comes_from_another_checkpoint(monkeypatch: pytest.MonkeyPatch
     assert "pretrain: the network of the checkpoint is another one" in capfd.readouterr().err
     assert fsl(monkeypatch, "train", "algo=mtl", "pretrain=null", "out=none", *SMALL) == 2
     assert "pretrain = null, but algo=mtl" in capfd.readouterr().err
+
+
+def test_a_frozen_network_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    assert trained(monkeypatch, "finetune", "before", "steps=4") == 0
+    words = ["train", *SMALL, "pretrain=before/best.pt", "pretrain_frozen=true"]
+    assert fsl(monkeypatch, *words, "algo=cnp", "steps=4", "out=run") == 0
+    before, after = (checkpoint.load(f"{run}/best.pt", "test")["algo"] for run in ("before", "run"))
+    network = [name for name in after if name.startswith("model.")]
+    assert any("running" in name for name in network)
+    assert all(after[name].equal(before[name]) for name in network)
+    losses = [line["loss"] for line in metrics("run") if line["kind"] == "train"]
+    assert losses[0] != losses[-1]
+    capfd.readouterr()
+    for more, said in (
+        ("algo=maml", "pretrain_frozen = true, but algo=maml adapts the network itself."),
+        ("algo=protonet", "pretrain_frozen = true leaves nothing to train."),
+        ("pretrain=null", "pretrain_frozen = true, but pretrain = null names no network to keep."),
+    ):
+        assert fsl(monkeypatch, *words, more, "out=other") == 2
+        assert said in capfd.readouterr().err
 
 
 def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

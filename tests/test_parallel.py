@@ -42,7 +42,7 @@ def fsl(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("algos", [ALGOS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["two", "others"])
 def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[str, ...]):
-    sweep = ["train", "-m", f"algo={','.join(algos)}", "pretrain=null", *SMALL]
+    sweep = ["train", "-m", f"algo={','.join(algos)}", "pretrain=null", "pretrain_frozen=false", *SMALL]
     for place, words in (("one", ["device=cpu"]), ("two", TWO)):
         done = fsl(*sweep, *words, f"hydra.sweep.dir={place}")
         assert done.returncode == 0, done.stderr
