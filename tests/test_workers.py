@@ -51,6 +51,7 @@ def test_workers_compute_in_bfloat16_with_the_weights_that_they_are_given():
     algo = device.settle(make("maml", "conv4").float(), torch.device("cpu"), "bf16").train()
     batch = map_tensors(training_batch(algo, 4), torch.Tensor.float)
     shared = copy.deepcopy(algo)
+    algo.task_chunk = 2  # as many as a worker has: rounding this coarse depends on the number that is mapped
     stepper = speed.Stepper(shared, FREE | {"workers": 2})
     with torch.no_grad():
         for built in (algo, shared):
