@@ -23,6 +23,7 @@ from fsl_cli.functions import AnyStore, Sampler, open_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
+from fsl_cli.models.norm import freeze
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
@@ -138,7 +139,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
             )
         if not algo.bulk:
             raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
-        algo.freeze()
+        freeze(algo.model)
     if not any(weight.requires_grad for weight in algo.parameters()):
         key = "pretrain_frozen" if cfg.pretrain_frozen else "model.frozen"
         raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")

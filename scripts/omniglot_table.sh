@@ -19,7 +19,8 @@ for task in $tasks; do
         [ -f "$row/result.json" ] && continue
         words=(${WORDS:-})
         # What would train a first stage takes the row that is equal to it.
-        [[ " cnp mann metanet mtl snail " == *" $algo "* && -f "$out/$task/finetune/result.json" ]] && words+=(pretrain="$out/$task/finetune/best.pt")
+        scripts/fsl train algo="$algo" dataset=omniglot --cfg job | grep '^pretrain: train$' >/dev/null \
+            && [ -f "$out/$task/finetune/result.json" ] && words+=(pretrain="$out/$task/finetune/best.pt")
         scripts/fsl train algo="$algo" dataset=omniglot dataset.split=vinyals task="$task" out="$row" resume=auto "${words[@]}" \
             || { echo "$algo $task failed" >&2; failed=1; }
     done

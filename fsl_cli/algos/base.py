@@ -36,7 +36,6 @@ class Algorithm(nn.Module, ABC):
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
-    frozen: bool = False  # the network stays as it is, its running statistics too
     regresses: bool = False  # it can also learn functions, whose targets are values and not classes
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
@@ -78,16 +77,8 @@ class Algorithm(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for layer in norm_layers(self):
-            layer.running = not mode and self.norm == "running"
-        for layer in norm_layers(self.model) if self.frozen else ():
-            layer.running = mode or layer.running
+            layer.running = layer.frozen if mode else self.norm == "running"
         return self
-
-    def freeze(self) -> None:
-        """Takes the network out of training: the rest learns on what it is at evaluation under running statistics."""
-        self.frozen = True
-        self.model.requires_grad_(False)
-        self.train(self.training)
 
     def fit(self, support: Examples) -> Predictor:
         """Learns one episode from raw support items `[n, *item]`; the predictor takes raw items too. For eval mode."""

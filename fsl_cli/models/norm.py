@@ -43,6 +43,7 @@ class Norm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.running = False
+        self.frozen = False  # in training too, the statistics are the running ones
         self.mode = Mode()
         self.gathered: list[tuple[Tensor, Tensor]] = []  # mean and unbiased variance of each group, [groups, features]
 
@@ -176,6 +177,13 @@ class _Sum(torch.autograd.Function):
 def norm_layers(network: nn.Module) -> list[Norm]:
     """The normalisation layers inside `network`."""
     return [module for module in network.modules() if isinstance(module, Norm)]
+
+
+def freeze(network: nn.Module) -> None:
+    """Takes `network` out of training: its weights, and its statistics, which are the running ones."""
+    network.requires_grad_(False)
+    for layer in norm_layers(network):
+        layer.frozen = True
 
 
 @contextmanager
