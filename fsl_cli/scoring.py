@@ -18,7 +18,7 @@ from fsl_cli.store import Store
 
 CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
 EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once for the cache, and numbers in them: photographs are large
-CURVE_EPISODES = 48
+CURVE_EPISODES = 48  # at most: of a whole list it would take as long again as the accuracy
 
 
 @torch.no_grad()
@@ -64,13 +64,13 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
 
 
 @torch.no_grad()
-def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler) -> list[float]:
-    """Query accuracy before and after each inner step, over a few episodes; empty for bulk algorithms, which have none."""
+def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> list[float]:
+    """Query accuracy before and after each inner step, over the first of `episodes`; empty for bulk algorithms, without any."""
     if algo.bulk:
         return []
     training = algo.training
     algo.eval()
-    batch = store.episodes(sampler.fixed(0, CURVE_EPISODES), sampler.shot)
+    batch = store.episodes(sampler.fixed(0, min(episodes, CURVE_EPISODES)), sampler.shot)
     right = [_right(algo.curves(part), part.query) for part, _ in chunks(batch, algo.score_chunk)]  # each [tasks, steps + 1]
     algo.train(training)
     means = torch.cat(right).mean(0).tolist()

@@ -223,7 +223,10 @@ def finish(
     choices = content["choices"]
     val = summary(score(state.algo, store, validation, cfg.val_episodes))
     tested = summary(scores)
-    curve = tested.get("adaptation_curve", []) if state.algo.regression else adaptation_curve(state.algo, store, validation)
+    if state.algo.regression:
+        curve = tested.get("adaptation_curve", [])
+    else:
+        curve = adaptation_curve(state.algo, store, validation, cfg.val_episodes)
     result = tested | evaluate.protocol(cfg, state.algo, choices, test, "test") | {
         "seed": cfg.seed,
         "trained_by": choices["algo"],

@@ -1,5 +1,6 @@
 """Embeddings with weights from elsewhere; skipped where their packages are not installed."""
 
+import copy
 import subprocess
 import sys
 from importlib import import_module
@@ -13,6 +14,8 @@ from conftest import composed, fsl, message
 from PIL import Image
 from test_cli import ALGOS, SMALL, result
 from test_predict import rows, summary
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import fsl_cli
 from fsl_cli.algos.protonet import ProtoNet
@@ -20,6 +23,7 @@ from fsl_cli.config import build
 from fsl_cli.episodes import Episode, Examples, label
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers
+from fsl_cli.models.photographs import freeze
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -53,6 +57,42 @@ def test_the_pretrained_features_are_those_of_the_package(lite: Any):
         assert lite.out_features == expected.shape[1] == 1280
         assert lite.train()(items / 255).equal(lite.eval()(items / 255))  # frozen: nothing changes in training
     assert not any(weight.requires_grad for weight in lite.parameters())
+    assert not any("Norm" in type(layer).__name__ for layer in lite.modules()), "all are in their convolutions"
+
+
+class Branched(nn.Module):
+    """Four batch norms, of which the first alone can go into its convolution."""
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.traceable = traceable
+        self.first, self.second, self.twice = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.traceable and x.sum() == 0:
+            return x
+        x = self.norms[0](self.first(x)).relu()
+        branched = self.second(x)
+        x = self.norms[1](branched) + branched  # read by two
+        x = self.norms[2](self.twice(x))
+        return self.norms[3](self.twice(x).relu())  # a convolution that is called twice, and a norm after another layer
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_frozen_norms_go_into_the_convolution_where_that_changes_nothing(traceable: bool):
+    torch.manual_seed(0)
+    network = Branched(traceable)
+    for norm in network.norms:
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert isinstance(values, Tensor)
+            nn.init.uniform_(values, 0.5, 2.0)
+    frozen = copy.deepcopy(network)
+    freeze(frozen)
+    kinds = [type(norm) for norm in frozen.norms]
+    assert kinds == [nn.Identity if traceable else FrozenBatchNorm2d, *[FrozenBatchNorm2d] * 3]
+    items = torch.rand(2, 3, 9, 9)
+    torch.testing.assert_close(frozen.train()(items), network.eval()(items))
 
 
 def test_grey_images_and_other_sizes_are_taken(lite: Any):

@@ -46,8 +46,20 @@ class EfficientNetLite0(Embedding):
             network.load_state_dict(torch.load(weights, weights_only=True))
         network._fc = torch.nn.Identity()  # its 1,000 classes
         (freeze if frozen else thaw)(network)
+        if frozen:
+            _hasten(network)
         self.network, self.size = network, size
 
     def forward(self, inputs: Tensor) -> Tensor:
         pixels = (in_colour(inputs, self.size) * 255 - 127) / 128
         return self.network.extract_features(pixels).mean(dim=(2, 3))
+
+
+def _hasten(network: torch.nn.Module) -> None:
+    """Spares passes over the maps: activations overwrite what nobody else reads, and even padding is left to the convolution."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.ReLU6):
+            layer.inplace = True
+        padding = getattr(layer, "static_padding", None)
+        if isinstance(layer, torch.nn.Conv2d) and isinstance(padding, torch.nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            layer.padding, layer.static_padding = padding.padding[:2], torch.nn.Identity()
