@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from fsl_cli.models.embedding import described
 from fsl_cli.models.norm import Norm
@@ -92,6 +91,8 @@ def _put(network: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _constant(layer: nn.BatchNorm2d) -> nn.Module:
+    from torchvision.ops import FrozenBatchNorm2d  # which takes seconds to import, and most networks do without
+
     frozen = FrozenBatchNorm2d(layer.num_features, layer.eps)
     frozen.load_state_dict(layer.state_dict(), strict=False)
     return frozen
