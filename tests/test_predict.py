@@ -232,7 +232,10 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
         (["support=support", "query=query", "querry=a"], ["no key querry", "Did you mean query?"]),
         (["support=support", "query=query", "device=ddp"], ["device = ddp, but predictions are made by one process"]),
         (["support=support", "query=query", "classifier=x"], ["Give checkpoint or classifier, not both."]),
-        (["support=support", "query=query", "model=mlp"], ["Leave algo, model and the shape of its task as they were trained."]),
+        (
+            ["support=support", "query=query", "model=mlp"],
+            ["Leave algo, model and the shape of its task as they were trained.", "train again"],
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words, parts, models, drawings, monkeypatch, capfd):
