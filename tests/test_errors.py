@@ -123,15 +123,15 @@ def test_a_head_that_does_not_fit_the_way_is_named(monkeypatch: Any, capfd: Any)
 def test_evaluation_refuses_what_does_not_apply(monkeypatch: Any, capfd: Any):
     assert trained(monkeypatch, "maml", "run", "steps=1") == 0
     evaluate = ["evaluate", "checkpoint=run/best.pt"]
+    untrained = ["evaluate", "model=conv4", "dataset=strokes", *SMALL[:3]]
     assert "norm = 'running'" in message(monkeypatch, capfd, *evaluate, "norm=running")
     assert "split = 'tset'" in message(monkeypatch, capfd, *evaluate, "split=tset")
     assert "algo=maml" in message(monkeypatch, capfd, *evaluate, "algo=protonet")
     assert "items are [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")
-    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, "evaluate", "model=conv4", "dataset=strokes")
-    untrained = message(monkeypatch, capfd, "evaluate", "model=conv4", "dataset=strokes", "algo=maml")
-    assert "algo = maml must be trained first" in untrained
+    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *untrained)
+    assert "algo = maml must be trained first" in message(monkeypatch, capfd, *untrained, "algo=maml")
     assert "run is a folder" in message(monkeypatch, capfd, "evaluate", "checkpoint=run")
 
 
