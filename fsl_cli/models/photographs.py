@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,11 +60,13 @@ class _Tracer(fx.Tracer):
 
 def _followed(network: nn.Module) -> list[tuple[str, str]]:
     """Names of each convolution whose output is read by a batch norm and nothing else, and of that batch norm."""
-    try:
-        graph = _Tracer().trace(network)
-    except Exception:
-        return []
     layers = dict(network.named_modules())
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in layers.values()):
+        return []
+    try:
+        graph = _Tracer().trace(deepcopy(network))  # a copy, for what a network may keep of the inputs it has seen
+    except Exception:  # what a network does that cannot be traced is its own affair
+        return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     found = []
     for node in graph.nodes:
