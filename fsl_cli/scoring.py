@@ -65,7 +65,7 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
 
 @torch.no_grad()
 def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> list[float]:
-    """Query accuracy before and after each inner step, over the first of `episodes`; empty for bulk algorithms, without any."""
+    """Query accuracy before and after each inner step, over the first few of `episodes`; empty for bulk algorithms."""
     if algo.bulk:
         return []
     training = algo.training

@@ -115,8 +115,8 @@ def test_the_readme_recognises_texts(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
     (words,) = [words for words in COMMANDS if "-m" in words and "hydra/launcher=submitit_slurm" not in words]
-    small = [*SMALL, "steps=1", "episodes=2", "val_episodes=2", "task.train_shot=1", "task.train_queries=2", "seed=0"]
-    small.append("hydra.sweep.dir=sweep")
+    short = ["steps=1", "episodes=2", "val_episodes=2", "task.train_shot=1", "task.train_queries=2", "seed=0"]
+    small = [*SMALL, *short, "hydra.sweep.dir=sweep"]
     assert fsl(monkeypatch, *[word for word in words if not word.startswith("seed=")], *small) == 0
     assert sorted(result(f"sweep/{number}")["algo"] for number in range(4)) == ["finetune", "maml", "protonet", "reptile"]
 

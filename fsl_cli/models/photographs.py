@@ -65,7 +65,7 @@ def _followed(network: nn.Module) -> list[tuple[str, str]]:
         return []
     try:
         graph = _Tracer().trace(deepcopy(network))  # a copy, for what a network may keep of the inputs it has seen
-    except Exception:  # what a network does that cannot be traced is its own affair
+    except Exception:  # tracing runs foreign code, which may raise anything; without a graph, all its norms become constants
         return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     found = []
