@@ -7,6 +7,7 @@ import torch
 from conftest import composed
 
 from fsl_cli.config import arguments, build, check
+from fsl_cli.datasets.packed import Dataset
 from fsl_cli.models.texts import TextEmbedding
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -54,7 +55,7 @@ def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, 
     assert rate == cfg.optimizer.lr
     assert (rate > 0) == (name != "random")
     assert algo.eval().norm in algo.norms
-    assert isinstance(build(cfg.dataset, "dataset").load, object)
+    assert isinstance(build(cfg.dataset, "dataset"), Dataset)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsl_cli.datasets.packed import Classes, Packed
+from fsl_cli import parallel
+from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler
 from fsl_cli.store import Store
 
@@ -36,10 +37,14 @@ def test_episodes_are_a_function_of_seed_stream_and_step_alone():
     assert (one.indices(9).items != one.indices(10).items).any()
 
 
-def test_processes_that_slice_the_meta_batch_train_on_the_episodes_of_one_process():
-    whole = sampler().indices(5).items
-    slices = [sampler().indices(5).items[rank::2] for rank in range(2)]
-    np.testing.assert_array_equal(np.stack(slices, axis=1).reshape(whole.shape), whole)
+def test_processes_that_slice_the_meta_batch_train_on_the_episodes_of_one_process(monkeypatch: pytest.MonkeyPatch):
+    whole = sampler(tasks=5).indices(2)
+    parts = []
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parts.append(parallel.slice_episodes(sampler(tasks=5).indices(2)).items)
+    np.testing.assert_array_equal(np.concatenate(parts), whole.items)
 
 
 def test_evaluation_episodes_do_not_depend_on_how_the_list_is_cut():
@@ -103,15 +108,6 @@ def test_gathered_items_are_scaled_turned_and_labelled():
             expected = np.rot90(raw[drawn.items[task, slot, 0], 0], drawn.turns[task, slot, 0]) / 255
             np.testing.assert_allclose(episode.support.inputs[task, slot, 0].numpy(), expected, rtol=1e-6)
         assert episode.query.targets[task].equal(torch.eye(2))
-
-
-def test_turned_copies_of_a_class_are_classes_of_their_own():
-    items = np.zeros((5, 1, 2, 2), dtype=np.uint8)
-    data = Packed("toy", items, ["a", "b"], np.array([2, 3]), {"train": np.array([1])}, {"train": (0, 1, 2, 3)})
-    table = data.classes("train")
-    assert table.names == ["b", "b turned 90", "b turned 180", "b turned 270"]
-    assert table.starts.tolist() == [2] * 4
-    assert table.turns.tolist() == [0, 1, 2, 3]
 
 
 def test_way_and_shot_may_be_drawn_from_a_range_every_step():

@@ -120,9 +120,8 @@ def test_a_head_that_does_not_fit_the_way_is_named(monkeypatch: Any, capfd: Any)
     assert "algo=protonet" in said
 
 
-def test_evaluation_refuses_what_does_not_apply(monkeypatch: Any, capfd: Any):
-    assert trained(monkeypatch, "maml", "run", "steps=1") == 0
-    evaluate = ["evaluate", "checkpoint=run/best.pt"]
+def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, capfd: Any):
+    evaluate = ["evaluate", f"checkpoint={models}/maml/best.pt"]
     untrained = ["evaluate", "model=conv4", "dataset=strokes", *SMALL[:3]]
     assert "norm = 'running'" in message(monkeypatch, capfd, *evaluate, "norm=running")
     assert "split = 'tset'" in message(monkeypatch, capfd, *evaluate, "split=tset")
@@ -132,12 +131,11 @@ def test_evaluation_refuses_what_does_not_apply(monkeypatch: Any, capfd: Any):
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")
     assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *untrained)
     assert "algo = maml must be trained first" in message(monkeypatch, capfd, *untrained, "algo=maml")
-    assert "run is a folder" in message(monkeypatch, capfd, "evaluate", "checkpoint=run")
+    assert "maml is a folder" in message(monkeypatch, capfd, "evaluate", f"checkpoint={models}/maml")
 
 
-def test_damaged_and_hostile_checkpoints_are_refused(monkeypatch: Any, capfd: Any):
-    assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
-    whole = Path("run/best.pt").read_bytes()
+def test_damaged_and_hostile_checkpoints_are_refused(models: Path, monkeypatch: Any, capfd: Any):
+    whole = (models / "protonet/best.pt").read_bytes()
     Path("short.pt").write_bytes(whole[: len(whole) // 2])
     middle = len(whole) // 2
     Path("flipped.pt").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
@@ -164,9 +162,8 @@ def test_damaged_and_hostile_checkpoints_are_refused(monkeypatch: Any, capfd: An
 
 
 @pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "fsl_cli.datasets.packed.Path", "fsl_cli.algos.nothing.X"])
-def test_a_target_outside_the_allow_list_is_not_run(target: str, monkeypatch: Any, capfd: Any):
-    assert trained(monkeypatch, "protonet", "run", "steps=1") == 0
-    content = checkpoint.load("run/best.pt", "checkpoint")
+def test_a_target_outside_the_allow_list_is_not_run(target: str, models: Path, monkeypatch: Any, capfd: Any):
+    content = checkpoint.load(str(models / "protonet/best.pt"), "checkpoint")
     config = OmegaConf.create(content.pop("config"))
     config.algo = {"_target_": target, "command": "touch harmed"}
     content.pop("format")

