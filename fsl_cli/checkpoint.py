@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from fsl_cli.speed import UNMEASURED
-
 FORMAT = 1
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
 CLASSIFIER = {"format", "config", "choices", "data", "algo", "classifier"}  # what `fsl adapt` writes
@@ -59,9 +57,6 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
             f"run foreign code. Use a {kind} that {writer} wrote."
         ) from error
     found = set(content) if isinstance(content, dict) else set()
-    if found in (KEYS, KEYS - {"fastest"}):
-        content["fastest"] = UNMEASURED | (content.get("fastest") or {})  # what runs of older versions did not choose
-        found = KEYS
     for keys, own in ((KEYS, "checkpoint"), (CLASSIFIER, "classifier")):
         if found == keys and own != kind:
             raise ValueError(f"{key} = {path} is a {own}, and this wants a {kind} that {writer} wrote. Try {own}={path}.")

@@ -25,7 +25,7 @@ from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
-from fsl_cli.loading import give_weights, pretrained, refuse_untrained
+from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, details, headline
 from fsl_cli.schema import register
 from fsl_cli.scoring import score
@@ -83,7 +83,7 @@ def run(cfg: DictConfig) -> float:
     if content is not None:
         follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
-    algo = assemble(cfg, data, place, content)
+    algo = restore(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
@@ -104,22 +104,17 @@ def run(cfg: DictConfig) -> float:
     return result[algo.measure.name]
 
 
-def assemble(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content: dict[str, Any] | None) -> Algorithm:
+def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content: dict[str, Any] | None) -> Algorithm:
     """The algorithm under its norm protocol, with the weights of the checkpoint, or those that its network comes with."""
     if content is not None and list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
             f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
             "Choose a data set, or its size option, with the same item shape."
         )
+    choices = HydraConfig.get().runtime.choices
     if content is None:
-        refuse_untrained(cfg, HydraConfig.get().runtime.choices)
-        model = pretrained(cfg, HydraConfig.get().runtime.choices, data.item_shape)
-    else:
-        model = build(cfg.model, "model", item_shape=data.item_shape, blank=True)
-    classes = content["data"]["classes"] if content is not None else 1
-    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
-    algo = device.settle(algo, place, cfg.device.precision.value)
-    give_weights(algo, HydraConfig.get().runtime.choices, content, "checkpoint")
+        refuse_untrained(cfg, choices)
+    algo = rebuild(cfg, choices, content, "checkpoint", data.item_shape, place, regression=isinstance(data, Drawn))
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fsl_cli import checkpoint, device
@@ -23,7 +24,7 @@ PATHS = ("checkpoint", "classifier", "support", "query", "output")
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
 UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
-MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo away."
+MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo= out."
 SIZE, CHANNELS = 224, 3  # of the images where no checkpoint says it
 
 register()
@@ -70,15 +71,12 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     if len(shape) not in (0, 3):
         raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, neither images nor texts. Use another.")
     if cfg.size is not None and not shape:
-        raise ValueError(f"size = {cfg.size}, but texts have none. Leave it away.")
+        raise ValueError(f"size = {cfg.size}, but texts have none. Leave it out.")
     shape = (shape[0], cfg.size, cfg.size) if cfg.size is not None else shape
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
     place = device.choose(cfg.device.name, None if cfg.device.threads == "auto" else cfg.device.threads)
-    model = pretrained(cfg, choices, shape) if path is None else build(cfg.model, "model", item_shape=shape, blank=True)
-    algo = build(cfg.algo, "algo", model=model, classes=content["data"]["classes"])
-    algo = device.settle(algo, place, cfg.device.precision.value)
-    give_weights(algo, choices, content if path is not None else None, key)
+    algo = rebuild(cfg, choices, content if path is not None else None, key, shape, place)
     algo.use_norm(norm(cfg.norm, algo, content))
     config = OmegaConf.masked_copy(cfg, [*TRAINED])
     with open_dict(config):
@@ -90,6 +88,26 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
     }
     way = cfg.algo.way if "way" in cfg.algo else None
     return Trained(algo, maker.item, shape, origin, way), content
+
+
+def rebuild(
+    cfg: DictConfig,
+    choices: Mapping[str, str],
+    content: dict[str, Any] | None,
+    key: str,
+    item_shape: tuple[int, ...],
+    place: torch.device,
+    regression: bool = False,
+) -> Algorithm:
+    """The algorithm of a config on its device, with the weights of a checkpoint, or without one those its network comes with."""
+    if content is None:
+        model, classes = pretrained(cfg, choices, item_shape), 1
+    else:
+        model, classes = build(cfg.model, "model", item_shape=item_shape, blank=True), content["data"]["classes"]
+    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=regression)
+    algo = device.settle(algo, place, cfg.device.precision.value)
+    give_weights(algo, choices, content, key)
+    return algo
 
 
 def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any] | None, key: str) -> None:
@@ -151,7 +169,7 @@ def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
         return asked or next(protocol for protocol in ("running", "support") if protocol in algo.norms)
     own = content["classifier"]["norm"]
     if asked not in (None, own):
-        raise ValueError(f"norm = {asked}, but the classifier has learned its classes under {own}. Leave norm away.")
+        raise ValueError(f"norm = {asked}, but the classifier has learned its classes under {own}. Leave norm= out.")
     return own
 
 

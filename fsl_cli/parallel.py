@@ -76,7 +76,7 @@ def asked(overrides: list[str]) -> int | None:
     if words.get("device") != "ddp":
         if processes != "null":
             raise ValueError(
-                f"device.processes = {processes}, but only device=ddp starts processes. Add it, or leave processes away."
+                f"device.processes = {processes}, but only device=ddp starts processes. Add it, or leave device.processes out."
             )
         return None
     if processes == "null":

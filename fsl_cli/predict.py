@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.classifier is None:
         classifier = adapted(trained, cfg.support, reader)
     elif cfg.support is not None:
-        raise ValueError(f"support = {cfg.support}, but the classifier has learned its classes. Leave one of them away.")
+        raise ValueError(f"support = {cfg.support}, but the classifier has learned its classes. Leave one of them out.")
     else:
         classifier = restored(trained, content["classifier"])
     log.info(line(classifier))

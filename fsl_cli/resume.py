@@ -28,7 +28,7 @@ def prepare(overrides: list[str]) -> list[str]:
     else:
         path = _file(resume)
     if "out" in words and Path(words["out"]).resolve() != path.parent.resolve():
-        raise ValueError(f"out = {words['out']}, but resume={path} goes on in its own folder. Leave out away.")
+        raise ValueError(f"out = {words['out']}, but resume={path} goes on in its own folder. Do not type out=.")
     started = checkpoint.load(path, "resume")["overrides"]
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
     place = [] if "out" in words else [f"out='{path.parent}'"]

@@ -36,15 +36,15 @@ class Device:
     """Where and how a run computes."""
 
     name: str = MISSING
-    threads: Any = None  # a number, auto, or null
-    workers: Any = 1  # a number, or auto
-    task_chunk: Any = None  # a number, auto, or null
-    channels_last: Any = False  # true, false or auto
-    precision: Precision = Precision.auto
-    compile: bool = False
-    graph: bool = False
-    memory: float | None = None
-    processes: int | None = None
+    threads: Any = MISSING  # a number, auto, or null
+    workers: Any = MISSING  # a number, or auto
+    task_chunk: Any = MISSING  # a number, auto, or null
+    channels_last: Any = MISSING  # true, false or auto
+    precision: Precision = MISSING
+    compile: bool = MISSING
+    graph: bool = MISSING
+    memory: float | None = MISSING
+    processes: int | None = MISSING
 
 
 @dataclass

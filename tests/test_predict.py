@@ -15,7 +15,7 @@ from PIL import Image
 from test_algos import SHAPE, make
 
 import fsl_cli
-from fsl_cli import checkpoint, loading
+from fsl_cli import loading
 from fsl_cli.calibration import held_out, left_out
 from fsl_cli.classifier import Classifier
 from fsl_cli.datasets.strokes import Strokes
@@ -314,11 +314,3 @@ def test_the_package_imports_nothing_slow_until_it_is_used():
     assert fsl_cli.load is loading.load
     with pytest.raises(AttributeError):
         fsl_cli.nothing  # noqa: B018 # pyright: ignore
-
-
-def test_a_checkpoint_of_older_runs_still_loads(models, drawings, monkeypatch):
-    content = torch.load(models / "protonet" / "best.pt", weights_only=True)
-    content.pop("fastest")
-    torch.save(content, "old.pt")
-    assert checkpoint.load("old.pt", "checkpoint")["fastest"]["task_chunk"] is None
-    assert fsl(monkeypatch, *PREDICT, "checkpoint=old.pt", "support=support", "query=query") == 0

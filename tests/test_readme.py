@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import fsl
 from PIL import Image
 from test_cli import SMALL, result
@@ -137,6 +138,28 @@ def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp
         sys.modules.pop("fsl_cli.algos.nearest", None)
     assert result("run")["algo"] == "nearest"
     assert result("run")["accuracy"] > 0.25
+
+
+def test_the_loop_of_the_readme_trains_and_answers():
+    python = re.search(r"```python\n(import torch\n\nfrom fsl_cli.algos.maml.*?)```", README, flags=re.DOTALL)
+    assert python
+    x, xq = torch.rand(2, 5, 1, 28, 28), torch.rand(2, 15, 1, 28, 28)
+    y, yq = (torch.eye(5).repeat_interleave(n, 0).expand(2, -1, -1) for n in (1, 3))
+    names = {"x": x, "y": y, "xq": xq, "yq": yq}
+    exec(python[1], names)
+    assert names["loss"].isfinite() and 0 <= names["accuracy"] <= 1
+    assert names["logits"].shape == (15, 5)
+
+
+def test_two_runs_are_compared_as_the_readme_says(capsys: pytest.CaptureFixture):
+    for run, accuracies in (("a", (0.5, 0.7, 0.9)), ("b", (0.4, 0.6, 0.5))):
+        Path("runs", run).mkdir(parents=True)
+        rows = [f"{number},{accuracy},0.1" for number, accuracy in enumerate(accuracies)]
+        Path("runs", run, "episodes.csv").write_text("\n".join(["episode,accuracy,loss", *rows]))
+    python = re.search(r"```python\n(import numpy.*?)```", README, flags=re.DOTALL)
+    assert python
+    exec(python[1], {})
+    assert [round(float(word), 4) for word in capsys.readouterr().out.split()] == [0.2, 0.196]
 
 
 def test_the_wheel_holds_the_configs_and_runs_from_any_folder(tmp_path: Path):

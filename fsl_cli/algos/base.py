@@ -16,6 +16,8 @@ from fsl_cli.models.norm import norm_layers, statistics
 
 Batch = Episode | Examples
 Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
+Weights = dict[str, Tensor]
+PLAIN_NORMS = ("running", "transductive", "support")  # the protocols of what gathers running statistics in training
 
 
 class Outcome(NamedTuple):
@@ -242,3 +244,8 @@ def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
     for start in range(0, tasks, size or tasks):
         part = Episode(*(Examples(*(t[start : start + (size or tasks)] for t in part)) for part in batch))
         yield part, len(part.support.targets) / tasks
+
+
+def undotted(name: str) -> str:
+    """The name of a weight as one that a parameter or buffer of its own may have."""
+    return name.replace(".", "_")

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1911.04623, with its L2 normalisation. The embedding is us
 from torch import Tensor
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, cosine
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -16,7 +16,7 @@ class Centroid(Algorithm):
     """Classifies a query by the cosine between its embedding and the mean of each class's normalised embeddings."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, scale: float) -> None:
         super().__init__()

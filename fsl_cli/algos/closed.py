@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import logistic, ridge, svm
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -25,7 +25,7 @@ class ClosedForm(Algorithm):
     """Fits a linear classifier to the support embeddings; a learned scale and shift make logits of its scores."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(
         self,

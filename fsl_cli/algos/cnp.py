@@ -9,7 +9,7 @@ likelihood; here the network predicts the mean alone, by squared error.
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.algos.base import Algorithm, Predictor, check_way
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -20,7 +20,7 @@ class CNP(Algorithm):
 
     bulk = True
     regresses = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, way: int, hidden: int, code: int, regression: bool = False) -> None:
         super().__init__(regression)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, cross_entropy
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor, Weights, cross_entropy
 from fsl_cli.algos.heads import centroids, cosine, nearest, squared_distances
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -28,7 +28,6 @@ MOMENTUM, DAMPENING = 0.9, 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 ORDER_SEED = 20190408  # minibatches visit the support set in one constant order
 
-Weights = dict[str, Tensor]
 State = tuple[Any, ...]  # what an optimizer keeps from step to step
 
 
@@ -36,7 +35,7 @@ class Finetune(Algorithm):
     """Pre-trains an embedding with a classifier over all training classes, and fits a new head to every episode."""
 
     batches = Examples
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(
         self,

@@ -28,14 +28,12 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, undotted
 from fsl_cli.algos.context import Context
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
-from fsl_cli.models.norm import Norm
-
-Weights = dict[str, Tensor]
+from fsl_cli.models.norm import norm_weights
 
 LEAST = 0.03  # where the weight of a query loss before the last ends, as a share of its weight at the start (MAML++)
 
@@ -100,7 +98,7 @@ class MAML(Algorithm):
         self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute
         self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
         self.changes = multi_step > 0 or first_order_until > 0
-        norms = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
+        norms = norm_weights(self)
         own = [name for name, parameter in self.named_parameters() if id(parameter) not in norms]
         self.adapted = [name for name in own if adapts == "all" or name.startswith("head.") == (adapts == "head")]
         self.adapted = [] if self.context is not None else self.adapted
@@ -109,11 +107,11 @@ class MAML(Algorithm):
         moving = self.adapted + (["head.weight", "head.bias"] if head == "prototypes" else [])
         for name in moving if rates != "fixed" else []:
             shape = self.get_parameter(name).shape if self.by_weight else (steps,)
-            self.rates[_key(name)] = torch.full(shape, float(inner_lr))
+            self.rates[undotted(name)] = torch.full(shape, float(inner_lr))
         self.norms_by_step = nn.ParameterDict()
         self.norm_names = [name for name, p in self.named_parameters() if id(p) in norms] if norm_per_step else []
         for name in self.norm_names:
-            self.norms_by_step[_key(name)] = self.get_parameter(name).detach().repeat(steps, 1)
+            self.norms_by_step[undotted(name)] = self.get_parameter(name).detach().repeat(steps, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[n, way]` of the network as it stands."""
@@ -154,9 +152,9 @@ class MAML(Algorithm):
 
     def rate(self, name: str, step: int) -> Tensor | float:
         """The inner step size of a weight; steps beyond those trained take the last one's."""
-        if _key(name) not in self.rates:
+        if undotted(name) not in self.rates:
             return self.inner_lr
-        rate = self.rates[_key(name)]
+        rate = self.rates[undotted(name)]
         return rate if self.by_weight else rate[min(step, len(rate) - 1)]
 
     def support_loss(self, weights: Weights, support: Examples, step: int, features: Tensor | None) -> Tensor:
@@ -169,7 +167,7 @@ class MAML(Algorithm):
         """Logits `[n, way]`, or embeddings, under `weights` and the normalisation of a step."""
         body = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
         for name in self.norm_names:
-            values = self.norms_by_step[_key(name)]
+            values = self.norms_by_step[undotted(name)]
             body[name.removeprefix("model.")] = values[min(step, len(values) - 1)]
         if self.context is not None and "context" in weights:
             body |= self.context(weights["context"], self.model)
@@ -222,7 +220,3 @@ class MAML(Algorithm):
             values: tuple[Tensor, ...] = checkpoint(step, *weights.values(), use_reentrant=True)  # pyright: ignore
             weights = dict(zip(names, values, strict=True))
         return weights
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "_")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor, check_way
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -36,7 +36,7 @@ class MANN(Algorithm):
     """An LSTM with an external memory that is written to at its least recently used places."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import cosine, squared_distances
 from fsl_cli.algos.sequences import Cell
 from fsl_cli.episodes import Examples
@@ -24,7 +24,7 @@ class MatchingNet(Algorithm):
     """The probability of a class is the attention that its support items receive from the query."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, distance: Literal["cosine", "euclidean"], scale: float, context: bool) -> None:
         super().__init__()

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor, check_way, cross_entropy
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, check_way, cross_entropy
 from fsl_cli.algos.heads import cosine
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
-
-Weights = dict[str, Tensor]
 
 P = 7.0  # gradients smaller than exp(-P) are taken as they are, larger ones by logarithm and sign (Andrychowicz et al., 2016)
 
@@ -36,7 +34,7 @@ class MetaNet(Algorithm):
     """Turns loss gradients of the support items into weights that queries read from a memory."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
     cached_chunk = 8  # for the memory of each
 
     def __init__(self, model: Embedding, way: int, width: int, hidden: int) -> None:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor, cross_entropy
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, cross_entropy, undotted
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
-from fsl_cli.models.norm import Norm
-
-Weights = dict[str, Tensor]
+from fsl_cli.models.norm import norm_weights
 
 
 class MTL(Algorithm):
@@ -24,7 +22,7 @@ class MTL(Algorithm):
 
     bulk = True
     wants_pretrained = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(
         self, model: Embedding, way: int, inner_lr: float, inner_steps: int, eval_inner_steps: int, hard_tasks: int = 0
@@ -41,16 +39,16 @@ class MTL(Algorithm):
         self.head = nn.Linear(model.out_features, way)
         self.inner_lr, self.inner_steps, self.eval_inner_steps = inner_lr, inner_steps, eval_inner_steps
         self.factors = nn.ParameterDict()
-        norms = {id(p) for m in model.modules() if isinstance(m, Norm) for p in m.parameters()}
+        norms = norm_weights(model)
         self.kernels = [name for name, p in model.named_parameters() if id(p) not in norms and p.dim() > 1]
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in norms)
         for name in self.kernels:
             kernel = model.get_parameter(name)  # [out, in, ...]
-            self.factors[name.replace(".", "_")] = torch.ones(*kernel.shape[:2], *[1] * (kernel.dim() - 2))
+            self.factors[undotted(name)] = torch.ones(*kernel.shape[:2], *[1] * (kernel.dim() - 2))
 
     def embed(self, inputs: Tensor) -> Tensor:
-        weights = {name: self.model.get_parameter(name) * self.factors[name.replace(".", "_")] for name in self.kernels}
+        weights = {name: self.model.get_parameter(name) * self.factors[undotted(name)] for name in self.kernels}
         return functional_call(self.model, weights, inputs)
 
     def adapt(self, support: Examples) -> Predictor:

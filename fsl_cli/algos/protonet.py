@@ -9,7 +9,7 @@ Training normalises the support and query items of an episode together; evaluati
 import torch
 from torch import Tensor, nn
 
-from fsl_cli.algos.base import Algorithm, Predictor
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, squared_distances
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -19,7 +19,7 @@ class ProtoNet(Algorithm):
     """Classifies a query by the squared Euclidean distance of its embedding to each class mean."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, scale: float | None = None) -> None:
         super().__init__()

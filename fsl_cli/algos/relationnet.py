@@ -9,7 +9,7 @@ and it pads its convolutions, so that it takes maps of any size.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, accuracy
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor, accuracy
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
@@ -19,7 +19,7 @@ class RelationNet(Algorithm):
     """Scores a class by a learned comparison of its mean feature map with the query's."""
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, hidden: int) -> None:
         super().__init__()

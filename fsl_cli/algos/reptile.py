@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, chunks
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, chunks, undotted
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
 
 BETA2, EPS = 0.999, 1e-8
 ORDER_SEED = 20180302  # minibatches visit the support set in one constant order
-
-
-Weights = dict[str, Tensor]
 
 
 class State(NamedTuple):
@@ -144,4 +141,4 @@ def _minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor
 
 
 def _moment(name: str) -> str:
-    return "moment_" + name.replace(".", "_")
+    return "moment_" + undotted(name)

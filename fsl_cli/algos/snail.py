@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import Algorithm, Predictor, check_way
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.sequences import in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -23,7 +23,7 @@ class SNAIL(Algorithm):
     """
 
     bulk = True
-    norms = ("running", "transductive", "support")
+    norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: int, values: int) -> None:
         super().__init__()

@@ -179,6 +179,11 @@ def norm_layers(network: nn.Module) -> list[Norm]:
     return [module for module in network.modules() if isinstance(module, Norm)]
 
 
+def norm_weights(network: nn.Module) -> set[int]:
+    """The `id` of each scale and shift inside `network`."""
+    return {id(weight) for layer in norm_layers(network) for weight in layer.parameters()}
+
+
 def freeze(network: nn.Module) -> None:
     """Takes `network` out of training: its weights, and its statistics, which are the running ones."""
     network.requires_grad_(False)
