@@ -22,6 +22,10 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
         raise ValueError(
             f"algo.hard_tasks = {algo.hard_tasks}, but a meta-batch has task.tasks = {task.tasks}. Lower it, or raise task.tasks."
         )
+    if algo.asks and task.train_queries < 1:
+        raise ValueError(
+            f"task.train_queries = {task.train_queries}, but this algorithm learns from queries: it must be at least 1."
+        )
     shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
     return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")
 

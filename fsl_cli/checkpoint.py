@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.config import locate
 
 FORMAT = 1
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
@@ -70,10 +74,15 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def trainer(content: dict[str, Any]) -> type[Algorithm]:
+    """The class of the algorithm that a checkpoint was trained by."""
+    return locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
+
+
 def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
     """Puts the embedding network of a checkpoint, whatever algorithm trained it, into `algo`."""
     network = algo.get_submodule("model")
-    saved = {name.removeprefix("model."): value for name, value in content["algo"].items() if name.startswith("model.")}
+    saved = trainer(content).network(content["algo"])
     own = network.state_dict()
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
         raise ValueError(

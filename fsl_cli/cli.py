@@ -51,6 +51,24 @@ def listing(group: str) -> str:
     return "".join(f"{name:<{width}}  {first[name].removeprefix('# ')}\n" for name in sorted(first))
 
 
+def checked(command: str, overrides: list[str]) -> list[str]:
+    """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
+    from fsl_cli.config import quoted, typed
+
+    words = typed(overrides)
+    for group in ("algo", "dataset", "task", "device", *(("model", "optimizer", "schedule") if command == "train" else ())):
+        if words.get(group) in ("", "null"):
+            raise ValueError(f"{group} = null, but one must be chosen: {group}=NAME. fsl {command} --help lists them.")
+    if not {"-m", "--multirun"} & set(overrides):
+        return quoted(overrides)
+    if "out" in words:
+        raise ValueError(
+            f"out = {words['out']}, but the jobs of a sweep have a folder each. Name the one that holds them: "
+            f"hydra.sweep.dir={words['out']}."
+        )
+    return overrides
+
+
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
@@ -60,7 +78,7 @@ def run(command: str, overrides: list[str]) -> int:
         module = importlib.import_module(f"fsl_cli.{command}")
         from fsl_cli import parallel
 
-        completed = module.prepare(overrides)
+        completed = module.prepare(checked(command, overrides))
         processes = parallel.asked(completed)
         if processes is not None:
             return parallel.launch(processes, command, overrides)

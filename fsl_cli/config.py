@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import inspect
+import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
+
+# Names of files among what can be typed.
+PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
+         "dataset.root", "dataset.file", "dataset.lists", "dataset.source")  # fmt: skip
 
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
@@ -34,7 +40,8 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
-                       ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1)):  # fmt: skip
+                       ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1),
+                       ("task.tasks", 1)):  # fmt: skip
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
@@ -53,6 +60,13 @@ def check(cfg: DictConfig) -> None:
     memory = OmegaConf.select(cfg, "device.memory")
     if memory is not None and memory < 0:
         raise ValueError(f"device.memory = {memory}, but it must be a number of GiB, or null for half of what is free.")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    for key in ("threads", "workers"):
+        number = OmegaConf.select(cfg, f"device.{key}")
+        if isinstance(number, int) and number > most:
+            raise ValueError(f"device.{key} = {number}, but this machine has {os.cpu_count()} cores: use at most {most}.")
+    if (cfg.get("seed") or 0) >= 2**63:
+        raise ValueError(f"seed = {cfg.seed}, but it must be below 2^63.")
     for key in GROUPS:
         if cfg.get(key) is not None:
             arguments(cfg[key], key)
@@ -188,4 +202,26 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def typed(overrides: Iterable[str]) -> dict[str, str]:
     """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
     pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
-    return {key: value.strip("'\"") for key, _, value in pairs}
+    return {key: _unquoted(value) for key, _, value in pairs}
+
+
+def quoted(overrides: Iterable[str]) -> list[str]:
+    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents; `~` is home."""
+    words = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if equals and key in PATHS:
+            if not value:
+                raise ValueError(f"{key} has no value. Give it one, {key}=PATH, or leave it out.")
+            if value != "null" and value[0] not in "'\"[{" and "${" not in value:
+                value = str(Path(value).expanduser()) if value.startswith("~") else value
+                escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
+                word = f"{key}='{escaped}'"
+        words.append(word)
+    return words
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return value
+    return re.sub(r"(\\*)(\\['\"]|$)", lambda found: found[1][: len(found[1]) // 2] + found[2][1:], value[1:-1])

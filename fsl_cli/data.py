@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from fsl_cli.config import build, check
+from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.datasets.texts import to_texts, transcript
 from fsl_cli.episodes import EVALUATION, EpisodeSampler
@@ -48,6 +49,8 @@ def run(cfg: DictConfig) -> None:
     start = time.perf_counter()
     data = build(cfg.dataset, "dataset").load()
     seconds = time.perf_counter() - start
+    if isinstance(data, Drawn):
+        raise ValueError(f"dataset = {data.name} is drawn anew in every episode: there is nothing to prepare or to show.")
     if cfg.action == "prepare":
         for line in describe(data):
             log.info(line)

@@ -48,6 +48,7 @@ def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Alg
         precision = "tf32" if place.type == "cuda" else "fp32"
     if precision == "tf32" and place.type != "cuda":
         raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
+    algo.precision = precision
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if precision == "bf16":
         for module in algo.modules():

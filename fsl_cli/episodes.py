@@ -116,8 +116,15 @@ class EpisodeSampler:
             raise ValueError(f"task.tasks = {tasks}, but it must be at least 1.")
         if seed < 0:
             raise ValueError(f"seed = {seed}, but it must not be negative.")
+        if len(classes) < 2:
+            raise ValueError(
+                f"dataset: the {classes.split} split has only {len(classes)} class, and an episode needs two. Use more, or "
+                "divide them otherwise (dataset.fractions, dataset.lists)."
+            )
         if self.way > len(classes):
-            raise ValueError(f"{prefix}way = {self.way}, but the split has only {len(classes)} classes. Lower {prefix}way.")
+            raise ValueError(
+                f"{prefix}way = {self.way}, but the {classes.split} split has only {len(classes)} classes. Lower {prefix}way."
+            )
         smallest = int(np.argmin(classes.counts))
         if classes.held:
             self._check_parts(classes.counts[smallest] - classes.held, classes, queries, prefix)

@@ -47,8 +47,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an error, or None for a defect of ours, which deserves its traceback."""
     if isinstance(error, OmegaConfBaseException | HydraException):
         return _configuration(error), 2
-    if isinstance(error, torch.OutOfMemoryError):
-        return "Out of memory on the device. Lower device.task_chunk or task.tasks.", 1
+    if out_of_memory(error):
+        return "Out of memory. Lower device.task_chunk or task.tasks, or use a smaller model.", 1
     if isinstance(error, RunError):
         return str(error), 1
     if isinstance(error, OSError):
@@ -59,6 +59,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             1,
         )
     return (str(error), 2) if isinstance(error, ValueError) else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or (where only the message tells) on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _configuration(error: BaseException) -> str:

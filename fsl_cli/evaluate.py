@@ -27,7 +27,7 @@ from fsl_cli.errors import told
 from fsl_cli.functions import Sampler, open_sampler, open_store
 from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, details, headline
-from fsl_cli.schema import register
+from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import score
 
 log = logging.getLogger(__name__)
@@ -77,14 +77,18 @@ def run(cfg: DictConfig) -> float:
     parallel.join(place)
     chief = parallel.rank() == 0
     folder = parallel.same(run_folder())
-    if chief and (folder / "result.json").exists():
-        raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
+    if chief and any((folder / name).exists() for name in ("result.json", "last.pt", "best.pt")):
+        raise ValueError(f"out = {folder} already holds a run or a result. Choose another folder.")
     content = checkpoint.load(cfg.checkpoint, "checkpoint") if cfg.checkpoint is not None else None
     if content is not None:
+        trained = OmegaConf.create(content["config"]).device.precision
+        if cfg.device.precision == Precision.auto and (place.type == "cuda" or trained != "tf32"):
+            cfg.device.precision = trained
         follow(cfg.dataset, content["data"]["item_shape"], typed(HydraConfig.get().overrides.task))
     data = build(cfg.dataset, "dataset").load()
     algo = restore(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
+    seen = warn_of_seen(content["data"].get("seen", []) if content is not None else [], data, cfg.split)
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)
@@ -94,6 +98,7 @@ def run(cfg: DictConfig) -> float:
     wall = time.perf_counter() - start
     result = headline(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
         "seed": cfg.seed,
+        "classes_seen": seen,
         "wall_time_s": round(wall, 3),
         "tasks_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
@@ -118,6 +123,18 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo
+
+
+def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
+    """How many classes of a split have the names of classes that were trained on; if there are any, the log says so."""
+    asked = [] if isinstance(data, Drawn) else data.class_names(split)
+    both = len(set(seen) & set(asked))
+    if both:
+        log.warning(
+            f"{both} of the {len(asked)} {split} classes of {data.name} have the names of classes that were trained on: the "
+            "accuracy on them is not one on new classes."
+        )
+    return both
 
 
 def choose_speed(
@@ -145,6 +162,8 @@ def evaluation_sampler(cfg: DictConfig, data: Packed | Drawn, split: str, seed: 
     """The fixed episodes of a split."""
     if split not in EVALUATION:
         raise ValueError(f"split = {split!r}, but {data.name} has {', '.join(EVALUATION)}. Choose one of them.")
+    if cfg.task.queries < 1:
+        raise ValueError(f"task.queries = {cfg.task.queries}, but an episode is scored on its queries: it must be at least 1.")
     shape = (cfg.task.way, cfg.task.shot, cfg.task.queries, 1)
     return open_sampler(data, split, shape, seed, EVALUATION[split])
 
@@ -160,6 +179,7 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: S
         "split": split,
         "classes": len(sampler.classes) or None,
         "norm": algo.norm,
+        "precision": algo.precision,
         "inner_steps": getattr(algo, "eval_inner_steps", None),
         "episode_seed": sampler.seed,
         **{group: names[group] for group in ("algo", "dataset", "model")},

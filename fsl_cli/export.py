@@ -28,8 +28,8 @@ register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Quotes names of files."""
-    return loading.quoted(overrides)
+    """Nothing needs to be looked up before Hydra composes."""
+    return overrides
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="export")

@@ -26,6 +26,8 @@ def hard(algo: Algorithm, failures: list[Failure], step: int) -> Hard | None:
 
 def failed(algo: Algorithm, sampler: EpisodeSampler, failures: list[Failure], step: int) -> list[Failure]:
     """`failures` and those of the step just done: of each task the class with the least accuracy, if that is below 1."""
+    if not algo.by_class:  # the step was left out, by all processes
+        return failures
     least, places = torch.cat(algo.by_class).min(dim=1)  # [tasks of this process]
     algo.by_class.clear()
     mine = [place if right < 1 else None for right, place in zip(least.tolist(), places.tolist(), strict=True)]

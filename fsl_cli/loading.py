@@ -13,14 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
-from fsl_cli.config import arguments, build, check, composed, locate, offer, typed
+from fsl_cli.config import arguments, build, check, composed, locate, offer, quoted, typed
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.schema import register
 
-PATHS = ("checkpoint", "classifier", "support", "query", "output")
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
 UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
@@ -31,11 +30,10 @@ register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Looks the checkpoint or classifier up and makes what it was trained with known to Hydra; quotes names of files."""
+    """Looks the checkpoint or classifier up and makes what it was trained with known to Hydra."""
     words = typed(overrides)
     if words.get("device") == "ddp":
         raise ValueError("device = ddp, but predictions are made by one process. Use device=auto, cpu or cuda.")
-    overrides = quoted(overrides)
     keys = [key for key in ("checkpoint", "classifier") if words.get(key, "null") != "null"]
     if not keys:  # a table holds texts
         return ["model=text_encoder", *overrides] if is_table(words.get("support", "")) and "model" not in words else overrides
@@ -45,17 +43,6 @@ def prepare(overrides: list[str]) -> list[str]:
     assert isinstance(config, dict)
     offer({group: config[group] or {} for group in TRAINED})
     return [*(f"{group}=trained" for group in TRAINED if group not in words), *overrides]
-
-
-def quoted(overrides: list[str]) -> list[str]:
-    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents."""
-    words = []
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if equals and key in PATHS and value != "null" and value[:1] not in ("'", '"'):
-            word = f"{key}='" + value.replace("'", "\\'") + "'"
-        words.append(word)
-    return words
 
 
 def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict[str, Any]]:
@@ -124,8 +111,7 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
     own = content["choices"]["algo"]
     if key == "classifier" or asked in ("trained", own):
         return checkpoint.load_weights(algo, content, key)
-    trainer = locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
-    if learned or not all("running" in norms for norms in (trainer.norms, algo.norms)):
+    if learned or not all("running" in norms for norms in (checkpoint.trainer(content).norms, algo.norms)):
         raise ValueError(
             f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
             "algorithm can be used with another head that needs no training: algo=centroid, logistic or r2d2.)"
@@ -179,10 +165,10 @@ def load(path: str | Path | None = None, *overrides: str) -> Trained:
     `overrides` are options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
     """
     words = [*overrides, *([] if path is None else [f"checkpoint={path}"])]
-    return assemble(*composed("predict", prepare(words)))[0]
+    return assemble(*composed("predict", prepare(quoted(words))))[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
     """The classifier in a file that `fsl adapt` or `save` wrote."""
-    trained, content = assemble(*composed("predict", prepare([*overrides, f"classifier={path}"])))
+    trained, content = assemble(*composed("predict", prepare(quoted([*overrides, f"classifier={path}"]))))
     return restored(trained, content["classifier"])

@@ -1,12 +1,13 @@
 """Where a run that goes on starts from: `resume=PATH` or `resume=auto`, and what may change between its processes."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint
-from fsl_cli.config import GROUPS, differences, typed
+from fsl_cli.config import GROUPS, differences, quoted, typed
 
 RUNS = Path("runs/train")
 FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
@@ -30,15 +31,22 @@ def prepare(overrides: list[str]) -> list[str]:
     if "out" in words and Path(words["out"]).resolve() != path.parent.resolve():
         raise ValueError(f"out = {words['out']}, but resume={path} goes on in its own folder. Do not type out=.")
     started = checkpoint.load(path, "resume")["overrides"]
+    if path.name != "last.pt":
+        raise ValueError(
+            f"resume = {resume}, but a run goes on from last.pt, in its own folder. Name that file or the folder; or start "
+            f"a new run from this network: pretrain={resume}."
+        )
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
-    place = [] if "out" in words else [f"out='{path.parent}'"]
+    place = [] if "out" in words else [f"out={path.parent}"]
     rest = [word for word in overrides if "resume" not in typed([word])]
-    return [*kept, *rest, *place, f"resume='{path}'"]
+    return [*kept, *rest, *quoted([*place, f"resume={path}"])]
 
 
 def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
     """The checkpoint that a run in `folder` starts from, or None for a new run."""
     last = folder / "last.pt"
+    if resume in (None, "auto") and not last.exists() and (folder / "result.json").exists():
+        raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
     if resume is None:
         if last.exists():
             raise ValueError(f"out = {folder} already holds a run. Go on with resume=auto, or choose another folder.")
@@ -50,16 +58,28 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
 
 def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dict[str, Any]) -> None:
     """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
-    chosen = {group: (choices[group], content["choices"][group]) for group in GROUPS}
-    values = differences(cfg, DictConfig(OmegaConf.create(content["config"])))
+    before = DictConfig(OmegaConf.create(content["config"]))
+    if cfg.steps < content["step"]:
+        raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
+    if cfg.steps != before.steps and _spans(before):
+        raise ValueError(
+            f"steps = {cfg.steps}, but the run was started for {before.steps}, and what its steps compute depends on that (the "
+            "schedule, or algo.multi_step or first_order_until). Leave steps out to go on, or start a new run without resume."
+        )
+    chosen = {group: (choices[group], content["choices"][group]) for group in ("algo", *GROUPS)}
+    values = differences(cfg, before)
     for key, (here, there) in {**chosen, **values}.items():
         if here != there and key not in FREE and not key.startswith("device."):
             raise ValueError(
                 f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
                 f"Leave {key} out to go on, or start a new run without resume."
             )
-    if cfg.steps < content["step"]:
-        raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
+
+
+def _spans(cfg: DictConfig) -> bool:
+    """Whether what a step of the run computes depends on how many there are."""
+    parts = (OmegaConf.to_yaml(cfg.schedule), cfg.algo.get("multi_step"), cfg.algo.get("first_order_until"))
+    return "${steps}" in parts[0] or any(parts[1:])
 
 
 def _file(resume: str) -> Path:
@@ -72,7 +92,11 @@ def _unfinished(words: dict[str, str]) -> Path | None:
     asked = {key: value for key, value in words.items() if key != "resume"}
     found = [path for path in RUNS.glob("*/last.pt") if not (path.parent / "result.json").exists()]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        started = typed(checkpoint.load(path, "resume")["overrides"])
+        try:
+            started = typed(checkpoint.load(path, "resume")["overrides"])
+        except ValueError as error:
+            print(f"Passed over: {error}", file=sys.stderr)
+            continue
         if not asked or asked == {key: value for key, value in started.items() if key not in ("out", "resume")}:
             return path
     return None

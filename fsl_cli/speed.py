@@ -8,6 +8,7 @@ import torch
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, leaves, map_tensors
 from fsl_cli.episodes import Episode
+from fsl_cli.errors import out_of_memory
 from fsl_cli.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -140,11 +141,6 @@ def reset(algo: Algorithm, buffers: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, buffer in buffers.items():
             algo.get_buffer(name).copy_(buffer)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on a GPU or (where only the message tells) on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def batch_on_gpu(batch: Batch) -> bool:

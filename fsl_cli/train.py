@@ -4,6 +4,7 @@ import logging
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
-from fsl_cli.algos.base import Batch
+from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.batches import training_batch, training_sampler
 from fsl_cli.config import arguments, build, check, flat
 from fsl_cli.datasets.drawn import Drawn
@@ -23,7 +24,7 @@ from fsl_cli.functions import AnyStore, Sampler, open_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
-from fsl_cli.models.norm import freeze
+from fsl_cli.models.norm import freeze, norm_layers
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
@@ -60,6 +61,9 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
+    seen = (
+        content["data"].get("seen", []) if content is not None else [] if isinstance(data, Drawn) else data.class_names("train")
+    )
     state = assemble(cfg, data, classes, place, choices["algo"])
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
@@ -67,7 +71,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         state.restore(content)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
     elif pretrained is not None:
-        checkpoint.load_network(state.algo, checkpoint.load(pretrained, "pretrain"), "pretrain")
+        seen += start_from(state.algo, checkpoint.load(pretrained, "pretrain"), cfg)
     elif state.algo.wants_pretrained:
         raise ValueError(
             f"pretrain = null, but algo={choices['algo']} keeps the weights of a network that has been trained. Let "
@@ -82,7 +86,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
         "overrides": job.overrides,
-        "data": {"item_shape": list(data.item_shape), "classes": classes},
+        "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen))},
         "fastest": stepper.fastest,
     }
     if chief:
@@ -91,6 +95,8 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
     log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}")
     log.info(f"Everything goes to {folder}")
+    for split in ("val", "test"):
+        evaluate.warn_of_seen(seen, data, split)
 
     def save(name: str) -> None:
         state.settled()  # never keep a state that has diverged
@@ -135,7 +141,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
         if cfg.pretrain is None:
             raise ValueError(
                 "pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH, "
-                "or pretrain_frozen=false."
+                "or set pretrain_frozen=false."
             )
         if not algo.bulk:
             raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
@@ -145,6 +151,18 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
         raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
+
+
+def start_from(algo: Algorithm, content: dict[str, Any], cfg: DictConfig) -> list[str]:
+    """Gives `algo` the network of the checkpoint `pretrain`; returns the names of the classes that it was trained on."""
+    checkpoint.load_network(algo, content, "pretrain")
+    if cfg.pretrain_frozen and norm_layers(algo.model) and "running" not in checkpoint.trainer(content).norms:
+        raise ValueError(
+            f"pretrain = {cfg.pretrain} was trained by algo={content['choices']['algo']}, which keeps no running statistics, "
+            "and pretrain_frozen=true normalises by them. Use the network of a metric or baseline algorithm, or set "
+            "pretrain_frozen=false."
+        )
+    return content["data"].get("seen", [])
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:

@@ -18,7 +18,8 @@ from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
-from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, out_of_memory, reset, tasks, use
+from fsl_cli.errors import out_of_memory
+from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, leaves, reset, tasks, use
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
         asked["channels_last"] = True  # convolutions outside a map run up to twice as fast, on CPU and GPU
     if "auto" not in asked.values():
         return asked
-    file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg)}.json"
+    file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg, batch)}.json"
     chosen = kept or parallel.same(_read(file))
     if chosen is None and cfg.steps >= WORTHWHILE:
         chosen = parallel.same(measure(algo, batch, asked))
@@ -170,13 +171,15 @@ def halvings(most: int) -> list[int]:
     return (halvings(most // 2) if most > 1 else []) + [most]
 
 
-def _key(cfg: DictConfig) -> str:
+def _key(cfg: DictConfig, batch: Batch) -> str:
     """What the fastest way depends on: the work, the machine, and the version of torch."""
     work = [OmegaConf.to_container(cfg[group], resolve=True) for group in ("algo", "model", "task", "device")]
+    inputs = next(leaves(batch))
+    image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # the lengths of texts differ from batch to batch
     machine = [platform.node(), platform.processor(), os.cpu_count(), torch.__version__, parallel.world()]
     if torch.cuda.is_available():
         machine.append(torch.cuda.get_device_name())
-    return digest(*work, *machine)
+    return digest(*work, image, *machine)
 
 
 def _read(file: Path) -> Choice | None:

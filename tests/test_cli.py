@@ -145,7 +145,8 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     capfd.readouterr()
     assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
     assert "The first stage is finished" in capfd.readouterr().out
-    (Path("whole") / "last.pt").unlink()
+    for name in ("last.pt", "result.json"):
+        (Path("whole") / name).unlink()
     assert fsl(monkeypatch, "train", *words, stage.replace("batch:16", "batch:8"), "out=whole") == 2
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
 
@@ -239,7 +240,7 @@ def test_a_sweep_gives_every_job_its_folder(monkeypatch: pytest.MonkeyPatch):
 def test_a_failing_job_of_a_sweep_says_why_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     words = [*SMALL, *ALGOS["protonet"], "hydra.sweep.dir=sweep", "task.way=50,3"]
     assert fsl(monkeypatch, "train", "-m", *words) == 2
-    assert "task.way = 50, but the split has only 6 classes" in capfd.readouterr().err
+    assert "task.way = 50, but the val split has only 6 classes" in capfd.readouterr().err
     assert result("sweep/1")["way"] == 3
 
 

@@ -1,14 +1,15 @@
 """Each mistake of a user ends in one clear sentence on stderr and exit code 2; each failed run in one and exit code 1."""
 
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import fsl, message
+from conftest import fsl, message, stopped
 from omegaconf import OmegaConf
-from test_cli import ALGOS, SMALL, trained
+from test_cli import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
 
@@ -35,13 +36,24 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["model.filters=0"], ["model.filters = 0"]),
         (["optimizer.lr=-1"], ["optimizer: Invalid learning rate: -1"]),
         (["optimizer=adm"], ["Did you mean adam?"]),
-        (["task.way=50"], ["task.way = 50, but the split has only 6 classes"]),
-        (["task.train_way=33"], ["task.train_way = 33, but the split has only 32 classes"]),
+        (["task.way=50"], ["task.way = 50, but the val split has only 6 classes"]),
+        (["task.train_way=33"], ["task.train_way = 33, but the train split has only 32 classes"]),
+        (["task.queries=0"], ["task.queries = 0, but an episode is scored on its queries"]),
+        (["task.train_queries=0"], ["task.train_queries = 0, but this algorithm learns from queries"]),
+        (["task.tasks=-1"], ["task.tasks = -1, but it must be at least 1."]),
+        (["dataset.val_classes=1"], ["the val split has only 1 class, and an episode needs two"]),
+        (["algo=null"], ["algo = null, but one must be chosen"]),
+        (["algo=mamlpp", "algo.recompute=true"], ["algo.recompute = true, but algo.multi_step = 0.1"]),
         (["task.queries=30"], ["task.shot + task.queries = 1 + 30 = 31, but class", "has 20 items"]),
         (["algo=maml", "task.train_way=3"], ["5 outputs", "3 classes", "task.train_way"]),
         (["device.name=tpu"], ["device.name = 'tpu'"]),
         (["device.threads=0"], ["device.threads = 0"]),
+        (["device.threads=100000"], ["device.threads = 100000, but this machine has"]),
+        (["device.workers=100000"], ["device.workers = 100000, but this machine has"]),
+        (["seed=99999999999999999999"], ["seed"]),
         (["out"], ["out"]),
+        (["out="], ["out has no value. Give it one, out=PATH"]),
+        (["out=there", "-m"], ["out = there, but the jobs of a sweep", "hydra.sweep.dir=there"]),
         (["resume=nothing.pt"], ["resume = nothing.pt: there is no such file"]),
     ],
 )
@@ -92,7 +104,14 @@ def test_a_run_folder_in_use_is_not_overwritten(monkeypatch: Any, capfd: Any):
     said = message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=run")
     assert "run already holds a run" in said
     said = message(monkeypatch, capfd, "evaluate", "checkpoint=run/best.pt", "out=run")
-    assert "run already holds a result" in said
+    assert "run already holds a run or a result" in said
+    Path("run/result.json").unlink()  # as if it were unfinished
+    assert "run already holds a run" in message(monkeypatch, capfd, "evaluate", "checkpoint=run/best.pt", "out=run")
+    Path("other").mkdir()
+    Path("other/result.json").write_text("{}")
+    assert "other already holds a result" in message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=other")
+    said = message(monkeypatch, capfd, "train", "resume=run/best.pt")
+    assert "resume = run/best.pt, but a run goes on from last.pt" in said and "pretrain=run/best.pt" in said
 
 
 def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any, capfd: Any):
@@ -108,9 +127,62 @@ def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any
     assert checkpoint.load("run/last.pt", "resume")["step"] == 4
 
 
-def test_a_longer_run_is_refused_where_the_schedule_spans_the_run(monkeypatch: Any, capfd: Any):
-    assert trained(monkeypatch, "protonet", "run", "steps=2") == 0
-    assert "schedule.T_max = 4" in message(monkeypatch, capfd, "train", "resume=run", "steps=4")
+@pytest.mark.parametrize(
+    ("algo", "words"), [("protonet", []), ("maml", ["schedule=constant", "algo.multi_step=0.5"])], ids=["schedule", "progress"]
+)
+def test_a_longer_run_is_refused_where_its_steps_depend_on_their_number(
+    algo: str, words: list[str], monkeypatch: Any, capfd: Any
+):
+    assert trained(monkeypatch, algo, "run", *words, "steps=2") == 0
+    said = message(monkeypatch, capfd, "train", "resume=run", "steps=4")
+    assert said.startswith("steps = 4, but the run was started for 2,")
+
+
+def test_a_damaged_run_does_not_keep_resume_auto_from_another(monkeypatch: Any, capfd: Any):
+    with stopped(monkeypatch, 2):
+        assert trained(monkeypatch, "protonet", "runs/train/good", "steps=4") == 128 + signal.SIGTERM
+    Path("runs/train/bad").mkdir()
+    Path("runs/train/bad/last.pt").write_text("<html>")
+    capfd.readouterr()
+    assert fsl(monkeypatch, "train", "resume=auto") == 0
+    said = capfd.readouterr()
+    assert "Passed over: resume = runs/train/bad/last.pt" in said.err and "Going on from step 2" in said.out
+
+
+@pytest.mark.parametrize("name", ["with space ü (1), [b] it's", "back\\slash\\"])
+def test_names_of_files_may_hold_what_hydra_has_a_meaning_for(name: str, monkeypatch: Any, tmp_path: Path):
+    assert trained(monkeypatch, "protonet", name, "steps=1") == 0
+    assert fsl(monkeypatch, "evaluate", f"checkpoint={name}/best.pt", f"out=again {name}", "episodes=2") == 0
+    assert fsl(monkeypatch, "train", f"resume={name}") == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fsl(monkeypatch, "evaluate", f"checkpoint=~/{name}/best.pt", "out=~/home", "episodes=2") == 0
+    assert Path("home/result.json").exists() and Path(f"again {name}/result.json").exists()
+
+
+def test_a_frozen_network_needs_running_statistics(models: Path, monkeypatch: Any, capfd: Any):
+    words = [f"pretrain={models}/maml/best.pt", "pretrain_frozen=true", "algo=cnp", "steps=1"]
+    said = message(monkeypatch, capfd, "train", *SMALL, *words, "out=run")
+    assert "was trained by algo=maml, which keeps no running statistics" in said
+
+
+def test_classes_that_were_trained_on_are_told(models: Path, monkeypatch: Any, capfd: Any):
+    assert fsl(monkeypatch, "evaluate", f"checkpoint={models}/protonet/best.pt", "split=train", "episodes=2", "out=seen") == 0
+    assert "32 of the 32 train classes of strokes have the names of classes that were trained on" in capfd.readouterr().out
+    assert fsl(monkeypatch, "evaluate", f"checkpoint={models}/protonet/best.pt", "episodes=2", "out=new") == 0
+    assert [result(name)["classes_seen"] for name in ("seen", "new")] == [32, 0]
+
+
+def test_an_evaluation_has_the_precision_of_the_training(monkeypatch: Any):
+    assert trained(monkeypatch, "protonet", "run", "device.precision=bf16", "steps=2") == 0
+    for out, words in (("again", []), ("typed", ["device.precision=fp32"])):
+        assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", f"out={out}", *words) == 0
+    assert [result(name)["precision"] for name in ("run", "again", "typed")] == ["bf16", "bf16", "fp32"]
+    assert result("again")["nll"] == result("run")["nll"] != result("typed")["nll"]
+
+
+def test_nothing_is_prepared_or_shown_of_what_is_drawn(monkeypatch: Any, capfd: Any):
+    for action in ("prepare", "show"):
+        assert "sine is drawn anew in every episode" in message(monkeypatch, capfd, "data", action, "dataset=sine")
 
 
 def test_a_head_that_does_not_fit_the_way_is_named(monkeypatch: Any, capfd: Any):
@@ -137,8 +209,8 @@ def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, 
 def test_damaged_and_hostile_checkpoints_are_refused(models: Path, monkeypatch: Any, capfd: Any):
     whole = (models / "protonet/best.pt").read_bytes()
     Path("short.pt").write_bytes(whole[: len(whole) // 2])
-    middle = len(whole) // 2
-    Path("flipped.pt").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    place = whole.index(b"_target_")  # not in the padding between two records
+    Path("flipped.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
     Path("page.pt").write_text("<html>404</html>")
     torch.save({"weights": torch.zeros(1)}, "other.pt")
 

@@ -8,6 +8,7 @@ from test_algos import blobs, gradients, make
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsl_cli.algos.closed import ClosedForm
 from fsl_cli.algos.context import Context
 from fsl_cli.algos.maml import MAML
 from fsl_cli.algos.mann import MANN, Memory, least_used
@@ -345,3 +346,29 @@ def test_relations_are_those_of_the_pairs_put_together(shape: tuple[int, ...]):
     pairs = [torch.cat([c.view(shape), q.view(shape)]) for q in queries for c in prototypes]  # one behind the other
     whole = nn.Sequential(relation.first, relation.layers)
     torch.testing.assert_close(relation(queries, prototypes), whole(torch.stack(pairs)).view(5, 3))
+
+
+def test_the_network_of_mtl_is_handed_on_with_its_factors():
+    built = make("mtl", "conv4").eval()
+    with torch.no_grad():
+        for factor in built.get_submodule("factors").parameters():
+            factor.uniform_(0.5, 2.0)
+    taken = make("protonet", "conv4").eval()
+    taken.model.load_state_dict(type(built).network(built.state_dict()))
+    inputs = blobs(1, 3, 2, 4).query.inputs[0]
+    with torch.no_grad():
+        torch.testing.assert_close(taken.embed(inputs), built.embed(inputs))
+
+
+def test_a_scale_and_a_strength_go_with_the_distance_and_the_head():
+    for words, scale in ((["algo.distance=cosine"], 10.0), (["algo.distance=euclidean"], 1.0), (["algo.scale=3"], 3.0)):
+        assert make("matchingnet", "mlp", *words).get_parameter("scale").item() == scale
+    for algo, words, strength in (
+        ("r2d2", [], 50.0),
+        ("metaoptnet", [], 0.1),
+        ("metaoptnet", ["algo.head=ridge"], 50.0),
+        ("logistic", [], 1.0),
+        ("logistic", ["algo.strength=7"], 7.0),
+    ):
+        built = make(algo, "mlp", *words)
+        assert isinstance(built, ClosedForm) and built.strength == strength

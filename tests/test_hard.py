@@ -80,3 +80,9 @@ def test_a_run_with_hard_tasks_is_resumed_bit_by_bit(monkeypatch: pytest.MonkeyP
 def test_more_hard_tasks_than_tasks_are_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     assert trained(monkeypatch, "run", "algo.hard_tasks=9") == 2
     assert "algo.hard_tasks = 9, but a meta-batch has task.tasks = 2" in capfd.readouterr().err
+
+
+def test_a_step_that_was_left_out_has_no_failures():
+    algo = make("mtl", "conv4")
+    algo.forget()
+    assert failed(algo, sampler(), [(0, 3)], 4) == [(0, 3)]

@@ -37,9 +37,11 @@ class Algorithm(nn.Module, ABC):
     model: Embedding
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
+    asks: bool = True  # a training step needs queries
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
     regresses: bool = False  # it can also learn functions, whose targets are values and not classes
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
+    precision: str = "fp32"  # of the network's arithmetic
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int = 8  # tasks mapped at once in scoring
     cached_chunk: int = 250  # and in scoring from cached embeddings
@@ -53,6 +55,11 @@ class Algorithm(nn.Module, ABC):
         self.norm = self.norms[0]
         self.regression = regression
         self.by_class: list[Tensor] = []  # with `hard_tasks`: accuracies [tasks, way] in a training step, chunk by chunk
+
+    @classmethod
+    def network(cls, state: Weights) -> Weights:
+        """Of a saved `state_dict` of this class, the weights of the network as any algorithm can use it."""
+        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:

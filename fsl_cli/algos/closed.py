@@ -1,10 +1,13 @@
-"""Heads with a closed form, or a convex problem solved to the end, differentiated through their solution.
+"""Heads with a closed form, or a convex problem solved by a fixed number of steps, differentiated through their solution.
 
 R2-D2: Meta-learning with differentiable closed-form solvers, Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), is
 `head=ridge`; MetaOptNet: Meta-Learning with Differentiable Convex Optimization, Lee et al., 2019
 (https://arxiv.org/abs/1904.03758), is `head=ridge` or `head=svm`. All work on the Gram matrix of the support set (the Woodbury
 form), whose size does not depend on the embedding. The SVM's dual is solved by accelerated projected gradient steps, which
-autograd differentiates, where the published code differentiates the optimality conditions of an interior-point solution.
+autograd differentiates, where the published code differentiates the optimality conditions of an interior-point solution. They
+are enough for 5-way episodes; of 60 classes, scores are within 0.1 (1-shot) to 0.3 (5-shot) of the solution, and nearly all
+predictions the same. The strength of R2-D2's ridge is MetaOptNet's 50; the paper divides X and Y by sqrt(n) first, which makes
+its 50 one of 50 n here.
 """
 
 from typing import Literal
@@ -19,6 +22,7 @@ from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
 SOLVERS = {"ridge": ridge, "svm": svm, "logistic": logistic}
+STRENGTHS = {"ridge": 50.0, "svm": 0.1, "logistic": 1.0}
 
 
 class ClosedForm(Algorithm):
@@ -31,11 +35,12 @@ class ClosedForm(Algorithm):
         self,
         model: Embedding,
         head: Literal["ridge", "svm", "logistic"],
-        strength: float,
+        strength: float | None,
         scale: float,
         normalize: bool,
     ) -> None:
         super().__init__()
+        strength = STRENGTHS[head] if strength is None else strength
         if strength <= 0:
             raise ValueError(f"algo.strength = {strength}, but it must be positive.")
         self.model, self.head, self.strength, self.normalize = model, head, strength, normalize

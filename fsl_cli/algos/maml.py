@@ -86,6 +86,11 @@ class MAML(Algorithm):
                 "algo.adapts = context goes with algo.head=learned, algo.rates=fixed, algo.norm_per_step=false and "
                 "algo.recompute=false. Leave these as algo=cavia has them."
             )
+        if recompute and multi_step > 0:
+            raise ValueError(
+                f"algo.recompute = true, but algo.multi_step = {multi_step} keeps what every inner step computed. Set "
+                "algo.multi_step=0.0, or algo.recompute=false."
+            )
         if adapts != "context" and context is not None:
             raise ValueError(f"algo.context = {context}, but algo.adapts = {adapts}. Choose algo=cavia, or leave it out.")
         self.model = model

@@ -18,6 +18,7 @@ from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
 READS = 5  # steps of the attention LSTM
+SCALES = {"cosine": 10.0, "euclidean": 1.0}  # a softmax of squared distances, which are large, is sharp as they are
 
 
 class MatchingNet(Algorithm):
@@ -26,8 +27,9 @@ class MatchingNet(Algorithm):
     bulk = True
     norms = PLAIN_NORMS
 
-    def __init__(self, model: Embedding, distance: Literal["cosine", "euclidean"], scale: float, context: bool) -> None:
+    def __init__(self, model: Embedding, distance: Literal["cosine", "euclidean"], scale: float | None, context: bool) -> None:
         super().__init__()
+        scale = SCALES[distance] if scale is None else scale
         if scale <= 0:
             raise ValueError(f"algo.scale = {scale}, but it must be positive.")
         self.model, self.distance = model, distance

@@ -47,6 +47,11 @@ class MTL(Algorithm):
             kernel = model.get_parameter(name)  # [out, in, ...]
             self.factors[undotted(name)] = torch.ones(*kernel.shape[:2], *[1] * (kernel.dim() - 2))
 
+    @classmethod
+    def network(cls, state: Weights) -> Weights:
+        """The kernels are those that `embed` uses, times their factors."""
+        return {name: value * state.get(f"factors.{undotted(name)}", 1) for name, value in super().network(state).items()}
+
     def embed(self, inputs: Tensor) -> Tensor:
         weights = {name: self.model.get_parameter(name) * self.factors[undotted(name)] for name in self.kernels}
         return functional_call(self.model, weights, inputs)

@@ -33,6 +33,7 @@ class Reptile(Algorithm):
     """Moves the initial weights towards the weights that each task was trained to."""
 
     compiled = ("trained",)
+    asks = False
     regresses = True
 
     def __init__(

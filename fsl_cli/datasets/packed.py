@@ -46,6 +46,7 @@ class Classes:
     counts: np.ndarray  # [classes]
     turns: np.ndarray  # [classes] quarter turns, 0 to 3; a turned copy of a class is a class of its own
     held: int = 0  # the last items of each class that are for queries only, and the others for supports; 0: none
+    split: str = "chosen"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,6 +73,10 @@ class Packed:
     def item_shape(self) -> tuple[int, ...]:
         return self.items.shape[1:]
 
+    def class_names(self, split: str) -> list[str]:
+        """The names of the classes of `split`, without their turns."""
+        return [self.names[number] for number in self.splits.get(split, ())]
+
     def classes(self, split: str) -> Classes:
         """The classes of `split`, every turn of a class as a class of its own."""
         if split not in self.splits:
@@ -87,7 +92,7 @@ class Packed:
         chosen = np.repeat(base, len(turns))
         turned = np.tile(turns, len(base))
         names = [self.names[c] + (f" turned {90 * t}" if t else "") for c, t in zip(chosen, turned, strict=True)]
-        return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned, self.held)
+        return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned, self.held, split)
 
 
 class Dataset(ABC):
