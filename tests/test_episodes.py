@@ -73,7 +73,7 @@ def test_unequal_classes_never_lend_each_other_items():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"way": 21}, "task.way = 21, but the split has only 20 classes"),
+        ({"way": 21}, "task.way = 21, but the chosen split has only 20 classes"),
         ({"way": 1}, "task.way = 1, but it must be at least 2"),
         ({"shot": 0}, "task.shot = 0"),
         ({"queries": 6}, "task.shot + task.queries = 2 + 6 = 8, but class 'class0' has 7 items"),
