@@ -1,4 +1,4 @@
-"""`build`, which makes objects of config nodes, and what commands ask of a config. With them, all that knows Hydra."""
+"""`build`, which makes objects of config nodes, and what commands ask of a config and of what was typed."""
 
 import difflib
 import importlib

@@ -7,7 +7,6 @@ are constants: `lake` train 792 / val 172 / test 659, `vinyals` train 1,028 / va
 import contextlib
 import io
 import re
-import socket
 import tempfile
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from PIL import Image
 
 from fsl_cli.datasets.drawings import to_drawing
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
+from fsl_cli.datasets.torchvision_sets import patient
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
@@ -32,7 +32,6 @@ TURNS = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits where qua
 LARGEST = 65_536  # bytes; a real drawing has about 500
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 WHOLE = "{} characters with {} drawings each"
-TIMEOUT_S = 30
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
 # What zipfile and Pillow raise for damaged bytes; RuntimeError is an encrypted or exotically compressed member.
 BROKEN = (
@@ -175,11 +174,9 @@ def download(folder: Path, part: str) -> None:
     """Puts the archive of `part` into `folder`, whole and with the official MD5, or not at all."""
     from torchvision.datasets import Omniglot as Source  # here, because its import takes seconds
 
-    timeout = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as draft, contextlib.redirect_stderr(io.StringIO()):
-            socket.setdefaulttimeout(TIMEOUT_S)  # a firewall that swallows packets would hold the run for ever
+        with tempfile.TemporaryDirectory(dir=folder) as draft, patient():
             source = Source(draft, background=part == "images_background", download=True)
             Path(source.root, f"{part}.zip").replace(folder / f"{part}.zip")
     except (OSError, RuntimeError, HTTPException) as error:
@@ -187,5 +184,3 @@ def download(folder: Path, part: str) -> None:
             f"data_dir: {folder} has no {part}.zip, and it cannot be downloaded ({error}). Put images_background.zip "
             f"and images_evaluation.zip from {SOURCE} into that folder, or use dataset=strokes, which needs no files."
         ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)

@@ -96,7 +96,7 @@ class Torchvision(Resized):
             try:
                 return kind(str(folder), download=False, **part)
             except RuntimeError:  # not there, or damaged
-                with _patient():
+                with patient():
                     folder.mkdir(parents=True, exist_ok=True)
                     return kind(str(folder), download=True, **part)
         except ImportError as error:
@@ -111,8 +111,8 @@ class Torchvision(Resized):
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """Downloads end in an error, not in waiting for ever, and print nothing."""
+def patient() -> Iterator[None]:
+    """Within it, downloads print nothing, and end in an error where a firewall swallows packets, not in waiting for ever."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)
     try:
