@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What Pillow and its decoders raise for damaged bytes and dishonest sizes.
 BROKEN = (
@@ -56,7 +56,16 @@ def open_image(path: Path | str, content: bytes | None = None, least: int | None
                 file.draft(None, (least, least))
             return plain(file)
     except BROKEN as error:
-        raise ValueError(f"{path} is not an image that can be read ({error}). Replace or remove it.") from error
+        raise ValueError(
+            f"{path} is not an image that can be read ({_reason(error)}). Replace it by a JPEG or PNG, or remove it."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with a file, without its name, which Pillow gives as that of a buffer if it lies in an archive."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no format that Pillow knows here"
+    return str((isinstance(error, OSError) and error.strerror) or error)
 
 
 def plain(image: Image.Image) -> Image.Image:
