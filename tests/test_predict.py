@@ -96,6 +96,31 @@ def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monke
     assert rows("other") == []
 
 
+def test_pictures_that_pillow_cannot_open_are_named(models, drawings, monkeypatch, capfd):
+    image = Image.open("support/oak/0.png")
+    image.save("query/more/raw.DNG", "TIFF")  # as the preview in a raw file of a camera is
+    Path("query/photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    Path("query/drawing.svg").write_text("<svg/>")
+    Path("query/gone.jpg").symlink_to("nowhere.jpg")
+    Path("support/oak/photo.HEIF").write_bytes(b"\0\0\0\x18ftypmif1")
+    for ignored in ("query/Thumbs.db", "query/.DS_Store", "query/.hidden.heic", "support/oak/.DS_Store", "support/oak/Thumbs.db"):
+        Path(ignored).write_bytes(b"ignored")
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run")
+    said = message(monkeypatch, capfd, *words, code=1)
+    assert said.startswith("5 of the files could not be read as images and were skipped: support/oak/photo.HEIF, ")
+    reasons = {
+        "support/oak/photo.HEIF": "of no format that Pillow knows here",
+        "query/photo.heic": "of no format that Pillow knows here",
+        "query/drawing.svg": "of no format that Pillow knows here",
+        "query/more/raw.DNG": "a camera's raw file",
+        "query/gone.jpg": "a link to nowhere.jpg, which is not there",
+    }
+    assert summary("run")["skipped"].keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in summary("run")["skipped"][name]
+    assert len(rows("run")) == 9
+
+
 def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypatch):
     words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query")
     assert fsl(monkeypatch, *words, "out=all") == 0
@@ -223,6 +248,7 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
         (["support=query/0 0.bmp", "query=query"], ["query/0 0.bmp is a file"]),
         (["support=lonely", "query=query"], ["lonely has 1 class folders, expected two or more"]),
         (["support=empty", "query=query"], ["class folder empty/none has no images"]),
+        (["support=deep", "query=query"], ["deep/a/more/0.png lies deeper than deep/CLASS/IMAGE", "give support=deep/a if"]),
         (["support=broken", "query=query"], ["none of the images in class folder broken/b can be read"]),
         (["support=support", "query=lonely/a"], ["query = lonely/a has no images"]),
         (["support=support", "query=query", "reject_below=2"], ["reject_below = 2, but it must be a probability"]),
@@ -239,10 +265,10 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words, parts, models, drawings, monkeypatch, capfd):
-    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b"):
+    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b", "deep/b"):
         Path(folder).mkdir(parents=True)
-    for copy in ("empty/some", "broken/a"):
-        Path(copy).mkdir(exist_ok=True)
+    for copy in ("empty/some", "broken/a", "deep/a/more", "deep/a", "deep/b"):
+        Path(copy).mkdir(parents=True, exist_ok=True)
         Path(copy, "0.png").write_bytes(Path("support/oak/0.png").read_bytes())
     Path("broken/b/0.png").write_text("nothing")
     said = message(monkeypatch, capfd, *PREDICT, f"checkpoint={models}/protonet/best.pt", "out=run", *words)
