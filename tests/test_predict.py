@@ -321,6 +321,34 @@ def test_python_names_mistakes_too(models, drawings):
         source.adapt([__file__, image], ["a", "b"])
     with pytest.raises(ValueError, match="no such file"):
         fsl_cli.load("nowhere.pt")
+    classifier = source.adapt([image, image], ["a", "b"])
+    for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
+            classifier(one)  # pyright: ignore[reportArgumentType]
+    for none in ([], iter(())):
+        with pytest.raises(ValueError, match="There are no images, expected a list of one or more"):
+            classifier(none)
+
+
+def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
+    classifier = fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png", "support/birch/0.png"], ["a", "b"])
+    grey = np.asarray(Image.open("support/oak/1.png"))
+    colour = np.stack([grey] * 3, -1)
+    flat, *others = classifier([grey, grey[..., None], colour, np.stack([grey])[0], grey / 255])
+    assert all(other == flat for other in others)
+    assert classifier(np.stack([grey, grey])) == [flat, flat]
+    for found, shown in {
+        "channels first": (colour.transpose(2, 0, 1), r"ndarray uint8 \[3, 28, 28\]"),
+        "floats": (colour / 255, r"ndarray float64 \[28, 28, 3\]"),
+        "integers": (grey.astype(np.int64), r"ndarray int64 \[28, 28\]"),
+        "empty": (grey[:0], r"ndarray uint8 \[0, 28\]"),
+        "a row": (grey[0], r"ndarray uint8 \[28\]"),
+        "a tensor": (torch.from_numpy(grey.copy()), r"Tensor torch\.uint8 \[28, 28\]"),
+        "nothing": (None, "None"),
+        "bytes": (b"PNG", "b'PNG'"),
+    }.values():
+        with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array uint8"):
+            classifier([grey, found])
 
 
 def test_python_works_inside_a_hydra_program(models, drawings):
