@@ -146,6 +146,7 @@ class Classifier:
     @torch.no_grad()
     def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
         """What each of items `[n, C, H, W]`, or texts `[n]`, is."""
+        check_threshold(reject_below)
         answers = []
         for start in range(0, len(items), BATCH):
             sure = self.probabilities(self.trained.inputs(items[start : start + BATCH]))  # [n, way]
@@ -203,6 +204,16 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
     targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
     inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
     return Classifier(trained, Examples(inputs, targets), names, learned["temperature"])
+
+
+def check_threshold(reject_below: object, auto: bool = False) -> None:
+    """Refuses what is neither a probability nor None nor, for a command, `auto`."""
+    if reject_below is None or (auto and reject_below == "auto"):
+        return
+    if isinstance(reject_below, int | float | np.floating) and not isinstance(reject_below, bool) and 0 <= reject_below <= 1:
+        return
+    others = "auto, or null" if auto else "or None; what auto would be is classifier.rejection().threshold"
+    raise ValueError(f"reject_below = {reject_below}, but it must be a probability from 0 to 1, {others}.")
 
 
 def _is_one(images: object) -> bool:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -325,6 +325,11 @@ def test_python_names_mistakes_too(models, drawings):
     for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
             classifier(one)  # pyright: ignore[reportArgumentType]
+    for wrong in ("auto", 5, -0.1, True, float("nan")):
+        with pytest.raises(ValueError, match=f"^reject_below = {wrong}, but it must be a probability from 0 to 1, or None; what"):
+            classifier([image], reject_below=wrong)  # pyright: ignore[reportArgumentType]
+    assert classifier([image], reject_below=1)[0].label == "unknown"
+    assert classifier([image], reject_below=cast(float, np.float32(0)))[0].label != "unknown"
     for none in ([], iter(())):
         with pytest.raises(ValueError, match="There are no images, expected a list of one or more"):
             classifier(none)
