@@ -147,6 +147,8 @@ class Classifier:
     def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
         """What each of items `[n, C, H, W]`, or texts `[n]`, is."""
         check_threshold(reject_below)
+        if reject_below is not None:
+            self._refuse_unknown()
         answers = []
         for start in range(0, len(items), BATCH):
             sure = self.probabilities(self.trained.inputs(items[start : start + BATCH]))  # [n, way]
@@ -169,6 +171,7 @@ class Classifier:
     @torch.no_grad()
     def rejection(self) -> Rejection:
         """The `reject_below` that best tells support images left out alone from those left out with their whole class."""
+        self._refuse_unknown()
         trained, support = self.trained, self.support
         if len(self.names) < 3 or support.targets.sum(0).max() < 2:
             raise ValueError(
@@ -183,6 +186,13 @@ class Classifier:
                 "a probability: reject_below=0.8."
             )
         return rejection(*(functional.softmax(logits / self.temperature, dim=-1).amax(-1) for logits in (known, unknown)))
+
+    def _refuse_unknown(self) -> None:
+        if UNKNOWN in self.names:
+            raise ValueError(
+                f"reject_below answers {UNKNOWN} where no class is probable enough, but a class is called {UNKNOWN} too. "
+                "Call the class otherwise, or leave reject_below out."
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""

@@ -132,6 +132,19 @@ def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypa
     assert [row["prediction"] for row in rows("some")].count("unknown") == 4
 
 
+def test_a_class_called_unknown_is_not_taken_for_a_refusal(models, drawings, monkeypatch, capfd):
+    Path("support/oak").rename("support/unknown")
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query")
+    for below in ("0.6", "auto"):
+        said = message(monkeypatch, capfd, *words, f"reject_below={below}", f"out={below}")
+        assert said.startswith(
+            "reject_below answers unknown where no class is probable enough, but a class is called unknown too."
+        )
+        assert not Path(below, "predictions.json").exists()
+    assert fsl(monkeypatch, *words, "out=all") == 0
+    assert "unknown" in summary("all")["support_images"]
+
+
 def test_auto_refuses_unknown_classes_more_often_than_known_ones(models, cache_dir):
     source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
     items = Strokes(cache_dir, 1, 1, 24, jitter=0.1).load().items[40:].reshape(24, 20, 1, 28, 28)  # easy, for a small model
