@@ -1,6 +1,8 @@
 """A few-shot algorithm at work on images or texts: `Trained.adapt(images, labels) -> Classifier`, which says what others are."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -67,15 +69,19 @@ class Trained:
 
     def items(self, images: Iterable[Picture]) -> np.ndarray:
         """Items `[n, C, H, W]` of pictures of any kind, or `[n]` of texts."""
+        if _is_one(images):
+            raise ValueError(f"The {self.what} are {_shown(images)}, expected a list of them. Put a single one into brackets.")
         if self.what == "texts":
-            return to_items(cast(Iterable[str], images))
-        return np.stack([self.item(image) for image in images])
+            items = to_items(cast(Iterable[str], images))
+        else:
+            items = [self.item(image, number) for number, image in enumerate(images, start=1)]
+        if not len(items):
+            raise ValueError(f"There are no {self.what}, expected a list of one or more. Add some.")
+        return items if isinstance(items, np.ndarray) else np.stack(items)
 
-    def item(self, image: Picture) -> np.ndarray:
-        """The item `[C, H, W]` of a picture of any kind."""
-        if isinstance(image, str | Path):
-            return self.make(open_image(Path(image)), self.shape)
-        return self.make(plain(Image.fromarray(image) if isinstance(image, np.ndarray) else image), self.shape)
+    def item(self, image: Picture, number: int = 1) -> np.ndarray:
+        """The item `[C, H, W]` of a picture of any kind; `number` is what a message calls it."""
+        return self.make(open_image(Path(image)) if isinstance(image, str | Path) else _picture(image, number), self.shape)
 
     @torch.no_grad()
     def learn(self, items: np.ndarray, labels: Sequence[str]) -> "Classifier":
@@ -140,6 +146,9 @@ class Classifier:
     @torch.no_grad()
     def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
         """What each of items `[n, C, H, W]`, or texts `[n]`, is."""
+        check_threshold(reject_below)
+        if reject_below is not None:
+            self._refuse_unknown()
         answers = []
         for start in range(0, len(items), BATCH):
             sure = self.probabilities(self.trained.inputs(items[start : start + BATCH]))  # [n, way]
@@ -162,6 +171,7 @@ class Classifier:
     @torch.no_grad()
     def rejection(self) -> Rejection:
         """The `reject_below` that best tells support images left out alone from those left out with their whole class."""
+        self._refuse_unknown()
         trained, support = self.trained, self.support
         if len(self.names) < 3 or support.targets.sum(0).max() < 2:
             raise ValueError(
@@ -176,6 +186,13 @@ class Classifier:
                 "a probability: reject_below=0.8."
             )
         return rejection(*(functional.softmax(logits / self.temperature, dim=-1).amax(-1) for logits in (known, unknown)))
+
+    def _refuse_unknown(self) -> None:
+        if UNKNOWN in self.names:
+            raise ValueError(
+                f"reject_below answers {UNKNOWN} where no class is probable enough, but a class is called {UNKNOWN} too. "
+                "Call the class otherwise, or leave reject_below out."
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""
@@ -197,3 +214,40 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
     targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
     inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
     return Classifier(trained, Examples(inputs, targets), names, learned["temperature"])
+
+
+def check_threshold(reject_below: object, auto: bool = False) -> None:
+    """Refuses what is neither a probability nor None nor, for a command, `auto`."""
+    if reject_below is None or (auto and reject_below == "auto"):
+        return
+    if isinstance(reject_below, int | float | np.floating) and not isinstance(reject_below, bool) and 0 <= reject_below <= 1:
+        return
+    others = "auto, or null" if auto else "or None; what auto would be is classifier.rejection().threshold"
+    raise ValueError(f"reject_below = {reject_below}, but it must be a probability from 0 to 1, {others}.")
+
+
+def _is_one(images: object) -> bool:
+    """Whether this is a single image or text in place of several, whose rows or letters would be taken for them."""
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return images.shape[2] in (1, 3, 4)
+    return isinstance(images, str | bytes) or not isinstance(images, Iterable)
+
+
+def _picture(image: object, number: int) -> Image.Image:
+    """An array `[H, W]` or `[H, W, C]`, or a Pillow image, as `plain` gives it."""
+    found = image
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size:
+        with suppress(TypeError):  # Pillow has no mode for such numbers or channels
+            found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    if isinstance(found, Image.Image):
+        return plain(found)
+    raise ValueError(
+        f"Image {number} is {_shown(image)}, expected a file name, a Pillow image, or an array uint8 [H, W], [H, W, 1], "
+        "[H, W, 3] or [H, W, 4] of values from 0 to 255. Convert it."
+    )
+
+
+def _shown(value: Any) -> str:
+    """What a message says that a value is."""
+    kind = type(value).__name__
+    return f"{kind} {value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else reprlib.repr(value)

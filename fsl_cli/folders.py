@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
 MESSAGE = 3  # unreadable files that an error names; the log names all of them
@@ -39,9 +40,15 @@ def labelled(folder: str) -> list[Labelled]:
         raise ValueError(f"support = {folder} has {len(classes)} class folders, expected two or more, with images in each.")
     files = []
     for path in classes:
-        images = [file for file in _sorted(path) if _is_image(file)]
+        images = _below(path)
         if not images:
             raise ValueError(f"support: class folder {path} has no images. Put at least one into it, or remove it.")
+        deep = next((file for file in images if file.parent != path), None)
+        if deep is not None:
+            raise ValueError(
+                f"support: {deep} lies deeper than {Path(folder) / 'CLASS' / 'IMAGE'}. Move it up into class folder {path}, or "
+                f"give support={path} if the folders in there are the classes."
+            )
         files += [Labelled(file, path.name) for file in images]
     return files
 
@@ -51,7 +58,7 @@ def images(place: str) -> list[Path]:
     root = there(place, "query")
     if root.is_file():
         return [root]
-    found = sorted(path for path in root.rglob("*") if _is_image(path) and not _hidden(path.relative_to(root)))
+    found = _below(root)
     if not found:
         raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
     return found
@@ -112,10 +119,16 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
 
 
+def _below(root: Path) -> list[Path]:
+    """The images in and below a folder, sorted."""
+    return sorted(path for path in root.rglob("*") if _is_image(path) and not _hidden(path.relative_to(root)))
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file claims to be an image: by a suffix that Pillow knows, or by having none."""
-    return path.is_file() and (not path.suffix or path.suffix.lower() in Image.registered_extensions())
+    """Whether a file, or a link to nothing, claims to be an image: by the suffix of one, a file also by having none."""
+    claims = path.suffix.lower() in Image.registered_extensions().keys() | OTHERS
+    return (claims or not path.suffix) if path.is_file() else claims and path.is_symlink() and not path.exists()

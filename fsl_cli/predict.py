@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsl_cli import folders, loading
-from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, restored
+from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, check_threshold, restored
 from fsl_cli.config import run_folder
 from fsl_cli.datasets.texts import read_labelled, read_texts
 from fsl_cli.errors import told
@@ -48,8 +48,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.query is None:
         raise ValueError("query has no value. Name an image, a folder of images, or a file of texts: query=unknown/.")
     below = cfg.reject_below
-    if not (below in (None, "auto") or (isinstance(below, int | float) and not isinstance(below, bool) and 0 <= below <= 1)):
-        raise ValueError(f"reject_below = {below}, but it must be a probability from 0 to 1, auto, or null.")
+    check_threshold(below, auto=True)
     folders.there(cfg.query, "query")
     trained, content = loading.assemble(cfg, HydraConfig.get().runtime.choices)
     reader = folders.Reader(trained.item)

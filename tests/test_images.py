@@ -80,8 +80,12 @@ def test_damaged_files_of_every_format_are_named_and_nothing_else_is_raised(tmp_
     assert refused > 60
     for content in (b"", b"not an image"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not an image that can be read"):
-            open_image(path)
+        for place, given in ((path, None), ("toy.zip/a.png", content)):
+            with pytest.raises(ValueError) as caught:
+                open_image(place, given)
+            reason = "its content is of no format that Pillow knows here"
+            repair = "Replace it by a JPEG or PNG, or remove it."
+            assert str(caught.value) == f"{place} is not an image that can be read ({reason}). {repair}"
 
 
 def test_an_item_has_the_shape_that_was_trained_on():

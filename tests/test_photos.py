@@ -206,7 +206,11 @@ def test_the_same_image_in_two_archives_is_refused(data):
 def test_a_corrupt_image_is_named(data, content, writer):
     files = FILES | {"n02/n0201.png": content}
     write_folder(data / "toy", files) if writer == "folder" else write_zip(data / "toy.zip", files)
-    assert "n02/n0201.png is not an image that can be read" in refused(data)
+    said = refused(data)
+    where = data / ("toy" if writer == "folder" else "toy.zip") / "n02" / "n0201.png"
+    assert said.startswith(f"dataset.source: {where} is not an image that can be read (")
+    assert said.endswith("). Replace it by a JPEG or PNG, or remove it.")
+    assert "BytesIO" not in said
     cache = data.parent / "cache"
     assert not list(cache.iterdir()), "nothing is left behind"
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -96,6 +96,31 @@ def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monke
     assert rows("other") == []
 
 
+def test_pictures_that_pillow_cannot_open_are_named(models, drawings, monkeypatch, capfd):
+    image = Image.open("support/oak/0.png")
+    image.save("query/more/raw.DNG", "TIFF")  # as the preview in a raw file of a camera is
+    Path("query/photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    Path("query/drawing.svg").write_text("<svg/>")
+    Path("query/gone.jpg").symlink_to("nowhere.jpg")
+    Path("support/oak/photo.HEIF").write_bytes(b"\0\0\0\x18ftypmif1")
+    for ignored in ("query/Thumbs.db", "query/.DS_Store", "query/.hidden.heic", "support/oak/.DS_Store", "support/oak/Thumbs.db"):
+        Path(ignored).write_bytes(b"ignored")
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run")
+    said = message(monkeypatch, capfd, *words, code=1)
+    assert said.startswith("5 of the files could not be read as images and were skipped: support/oak/photo.HEIF, ")
+    reasons = {
+        "support/oak/photo.HEIF": "of no format that Pillow knows here",
+        "query/photo.heic": "of no format that Pillow knows here",
+        "query/drawing.svg": "of no format that Pillow knows here",
+        "query/more/raw.DNG": "a camera's raw file",
+        "query/gone.jpg": "a link to nowhere.jpg, which is not there",
+    }
+    assert summary("run")["skipped"].keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in summary("run")["skipped"][name]
+    assert len(rows("run")) == 9
+
+
 def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypatch):
     words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query")
     assert fsl(monkeypatch, *words, "out=all") == 0
@@ -105,6 +130,19 @@ def test_answers_that_are_not_sure_enough_are_unknown(models, drawings, monkeypa
         assert after["class"] == before["prediction"]
         assert after["prediction"] == (before["prediction"] if float(before["probability"]) >= middle else "unknown")
     assert [row["prediction"] for row in rows("some")].count("unknown") == 4
+
+
+def test_a_class_called_unknown_is_not_taken_for_a_refusal(models, drawings, monkeypatch, capfd):
+    Path("support/oak").rename("support/unknown")
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query")
+    for below in ("0.6", "auto"):
+        said = message(monkeypatch, capfd, *words, f"reject_below={below}", f"out={below}")
+        assert said.startswith(
+            "reject_below answers unknown where no class is probable enough, but a class is called unknown too."
+        )
+        assert not Path(below, "predictions.json").exists()
+    assert fsl(monkeypatch, *words, "out=all") == 0
+    assert "unknown" in summary("all")["support_images"]
 
 
 def test_auto_refuses_unknown_classes_more_often_than_known_ones(models, cache_dir):
@@ -223,6 +261,7 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
         (["support=query/0 0.bmp", "query=query"], ["query/0 0.bmp is a file"]),
         (["support=lonely", "query=query"], ["lonely has 1 class folders, expected two or more"]),
         (["support=empty", "query=query"], ["class folder empty/none has no images"]),
+        (["support=deep", "query=query"], ["deep/a/more/0.png lies deeper than deep/CLASS/IMAGE", "give support=deep/a if"]),
         (["support=broken", "query=query"], ["none of the images in class folder broken/b can be read"]),
         (["support=support", "query=lonely/a"], ["query = lonely/a has no images"]),
         (["support=support", "query=query", "reject_below=2"], ["reject_below = 2, but it must be a probability"]),
@@ -239,10 +278,10 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words, parts, models, drawings, monkeypatch, capfd):
-    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b"):
+    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b", "deep/b"):
         Path(folder).mkdir(parents=True)
-    for copy in ("empty/some", "broken/a"):
-        Path(copy).mkdir(exist_ok=True)
+    for copy in ("empty/some", "broken/a", "deep/a/more", "deep/a", "deep/b"):
+        Path(copy).mkdir(parents=True, exist_ok=True)
         Path(copy, "0.png").write_bytes(Path("support/oak/0.png").read_bytes())
     Path("broken/b/0.png").write_text("nothing")
     said = message(monkeypatch, capfd, *PREDICT, f"checkpoint={models}/protonet/best.pt", "out=run", *words)
@@ -295,6 +334,39 @@ def test_python_names_mistakes_too(models, drawings):
         source.adapt([__file__, image], ["a", "b"])
     with pytest.raises(ValueError, match="no such file"):
         fsl_cli.load("nowhere.pt")
+    classifier = source.adapt([image, image], ["a", "b"])
+    for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
+            classifier(one)  # pyright: ignore[reportArgumentType]
+    for wrong in ("auto", 5, -0.1, True, float("nan")):
+        with pytest.raises(ValueError, match=f"^reject_below = {wrong}, but it must be a probability from 0 to 1, or None; what"):
+            classifier([image], reject_below=wrong)  # pyright: ignore[reportArgumentType]
+    assert classifier([image], reject_below=1)[0].label == "unknown"
+    assert classifier([image], reject_below=cast(float, np.float32(0)))[0].label != "unknown"
+    for none in ([], iter(())):
+        with pytest.raises(ValueError, match="There are no images, expected a list of one or more"):
+            classifier(none)
+
+
+def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
+    classifier = fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png", "support/birch/0.png"], ["a", "b"])
+    grey = np.asarray(Image.open("support/oak/1.png"))
+    colour = np.stack([grey] * 3, -1)
+    flat, *others = classifier([grey, grey[..., None], colour, np.stack([grey])[0], grey / 255])
+    assert all(other == flat for other in others)
+    assert classifier(np.stack([grey, grey])) == [flat, flat]
+    for found, shown in {
+        "channels first": (colour.transpose(2, 0, 1), r"ndarray uint8 \[3, 28, 28\]"),
+        "floats": (colour / 255, r"ndarray float64 \[28, 28, 3\]"),
+        "integers": (grey.astype(np.int64), r"ndarray int64 \[28, 28\]"),
+        "empty": (grey[:0], r"ndarray uint8 \[0, 28\]"),
+        "a row": (grey[0], r"ndarray uint8 \[28\]"),
+        "a tensor": (torch.from_numpy(grey.copy()), r"Tensor torch\.uint8 \[28, 28\]"),
+        "nothing": (None, "None"),
+        "bytes": (b"PNG", "b'PNG'"),
+    }.values():
+        with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array uint8"):
+            classifier([grey, found])
 
 
 def test_python_works_inside_a_hydra_program(models, drawings):

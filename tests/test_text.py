@@ -260,6 +260,10 @@ def test_python_takes_texts_and_says_what_is_wrong(monkeypatch: Any):
     for texts in ([""], [3]):
         with pytest.raises(ValueError, match="expected a text with at least one word"):
             classifier(texts)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"^The texts are 'hello', expected a list of them"):
+        classifier("hello")
+    with pytest.raises(ValueError, match="There are no texts"):
+        classifier([])
     with pytest.raises(ValueError, match="size = 64, but texts have none"):
         fsl_cli.load("run/best.pt", "device=cpu", "size=64")
 

@@ -13,6 +13,7 @@ from fsl_cli.datasets.texts import read_labelled, read_texts
         ("a.csv", "where is my card,card\nhello,greeting\n"),
         ("a.csv", "\ufefftext,label\r\nwhere  is my card,card\r\n\r\nhello,greeting\r\n"),
         ("a.csv", 'Category,id,Text\ncard,1,"where is my\ncard"\ngreeting,2,hello\n'),
+        ("a.csv", '" TEXT ",Intent\nwhere is my card,card\nhello,greeting\n'),
         ("a.tsv", "text\tintent\nwhere is my card\tcard\nhello\tgreeting\n"),
     ],
 )
@@ -28,6 +29,10 @@ def test_tables_of_several_forms_are_read(name: str, content: str, tmp_path: Pat
         (b"where, is my card,card\nhello,greeting", "line 1: 3 columns, expected two"),
         (b"text,label\nhello,greeting\nonly", "line 3: 1 columns"),
         (b"text,name\nhello,greeting", "has the columns text, name, expected text and one of label"),
+        (b"sentence,intent\nwhere is my card,card\nhello,greeting", "has the columns sentence, intent, expected text and label"),
+        (b"label,utterance\ncard,where is my card\ngreeting,hello", "has the columns label, utterance, expected text and label"),
+        (b"id,Question ,target\n1,where,card\n2,hello,greeting", "has the columns id, Question, target, expected text and"),
+        (b"where is it,question\nhello,greeting", "if that is a text, put a line text,label above it"),
         (b"hello,greeting\n,card", "line 2: the text is empty"),
         (b"hello,greeting\ncard,  ", "line 2: the label is empty"),
         (b"hello,greeting\nhi,greeting", "fewer than two labels"),
@@ -42,6 +47,12 @@ def test_wrong_tables_are_refused_with_the_line(content: bytes, words: str, tmp_
     assert str(caught.value).endswith(".")
 
 
+def test_a_class_may_be_called_as_columns_are(tmp_path: Path):
+    for first in ("", "text,label\n"):
+        (tmp_path / "a.csv").write_text(first + "where is it,question\nhello,greeting\nwho is it,question\n")
+        assert [sentence.label for sentence in read_labelled(tmp_path / "a.csv")] == ["question", "greeting", "question"]
+
+
 def test_questions_are_lines_or_a_column(tmp_path: Path):
     for name, content in {
         "a.txt": "one, two\n\n three\n",
@@ -50,7 +61,12 @@ def test_questions_are_lines_or_a_column(tmp_path: Path):
     }.items():
         (tmp_path / name).write_text(content)
         assert read_texts(tmp_path / name) == ["one, two", "three"]
-    for content, words in {"\n": "has no texts", "a,b\n": "several columns"}.items():
+    for content, words in {
+        "\n": "is empty",
+        "a,b\n": "several columns",
+        "question\none\ntwo\n": "has the columns question, expected text. Call",
+        "n,Utterance\n1,one\n": "has the columns n, Utterance, expected text",
+    }.items():
         (tmp_path / "d.csv").write_text(content)
-        with pytest.raises(ValueError, match=words if "," in content else "is empty"):
+        with pytest.raises(ValueError, match=words):
             read_texts(tmp_path / "d.csv")

@@ -53,7 +53,7 @@ class ImageFolder(Resized):
                 f"dataset.root = {self.folder} has {len(tree)} folders with images, expected two classes or more. Name the "
                 "folder that holds the class folders."
             )
-        return trees.read([self.folder], tree, self.size, self.channels, self.cache_dir)
+        return trees.read([self.folder], tree, self.size, self.channels, self.cache_dir, "dataset.root")
 
     def _splits(self, names: list[str]) -> Splits:
         if self.lists is not None:

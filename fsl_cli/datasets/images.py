@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What Pillow and its decoders raise for damaged bytes and dishonest sizes.
 BROKEN = (
@@ -25,6 +25,8 @@ BROKEN = (
 )
 
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras: Pillow would read a preview at best
+OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pillow may be unable to open
 
 
 def is_image(name: str) -> bool:
@@ -50,13 +52,28 @@ def open_image(path: Path | str, content: bytes | None = None, least: int | None
     Raises:
         ValueError: the file is no image, is cut off, or is too large to be honest.
     """
+    if PurePath(path).suffix.lower() in RAW - Image.registered_extensions().keys():
+        raise _refusal(path, "a camera's raw file")
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as file:
             if least is not None:
                 file.draft(None, (least, least))
             return plain(file)
     except BROKEN as error:
-        raise ValueError(f"{path} is not an image that can be read ({error}). Replace or remove it.") from error
+        raise _refusal(path, _reason(path, error)) from error
+
+
+def _refusal(path: Path | str, reason: str) -> ValueError:
+    return ValueError(f"{path} is not an image that can be read ({reason}). Replace it by a JPEG or PNG, or remove it.")
+
+
+def _reason(path: Path | str, error: BaseException) -> str:
+    """What is wrong with a file, without its name, which Pillow gives as that of a buffer if it lies in an archive."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no format that Pillow knows here"
+    if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        return f"a link to {Path(path).readlink()}, which is not there"
+    return str((isinstance(error, OSError) and error.strerror) or error)
 
 
 def plain(image: Image.Image) -> Image.Image:

@@ -75,7 +75,7 @@ class Photos(Resized):
             labels = self._csv_labels(sources)
             tree = trees.named(tree, labels) if labels else tree
         self._verify({where: len(images) for where, images in tree.items()}, sources)
-        return trees.read(sources, tree, self.size, self.channels, self.cache_dir)
+        return trees.read(sources, tree, self.size, self.channels, self.cache_dir, "dataset.source")
 
     def _folder(self, path: PurePosixPath) -> str | None:
         """The listed class that an image's folder, or one above it, is called after."""

@@ -101,7 +101,7 @@ def _labels(table: dict[str, Any], count: int) -> list[str | None]:
 def _picture(image: Any) -> Image.Image:
     """An image `[H, W, C]`, `[C, H, W]` or `[H, W]`, or the bytes of an image file."""
     if isinstance(image, bytes) or (isinstance(image, np.ndarray) and (image.ndim == 1 or image.shape[1] == 1)):
-        return open_image("an image in the array", bytes(image))
+        return open_image("dataset: an image in the array", bytes(image))
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3)):
         found = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
         raise ValueError(f"dataset: an image in the array is {found}, expected uint8 [H, W, C]. Use a known release.")

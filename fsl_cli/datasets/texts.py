@@ -11,6 +11,12 @@ import numpy as np
 from fsl_cli.datasets.packed import Raw
 
 LABELS = ("label", "category", "intent", "class")  # what the first line of a table may call the column of labels
+# What tables call their columns elsewhere: none of it is taken for a text or a class.
+HEADINGS = {
+    *("text", "sentence", "utterance", "question", "query", "message", "phrase", "content", "document", "comment", "review"),
+    *("tweet", "prompt", "input", "example", "sample"),
+    *("label", "intent", "class", "class_name", "category", "target", "tag", "topic"),
+}
 TABLES = (".csv", ".tsv")
 
 
@@ -65,6 +71,7 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
             )
         columns, rows = (names.index("text"), names.index(label)), rows[1:]
     else:
+        _refuse_headings(path, rows, "text and label")
         columns = (0, 1)
     sentences = []
     for line, cells in rows:
@@ -93,13 +100,29 @@ def read_texts(path: Path) -> list[str]:
     else:
         rows = _rows(path, None)
         names = [cell.lower() for cell in rows[0][1]]
-        if "text" not in names and any(len(cells) > 1 for _, cells in rows):
-            raise ValueError(f"{path} has several columns, none of which its first line calls text. Call the one of texts so.")
+        if "text" not in names:
+            _refuse_headings(path, rows, "text")
+            if any(len(cells) > 1 for _, cells in rows):
+                raise ValueError(
+                    f"{path} has several columns, none of which its first line calls text. Call the one of texts so."
+                )
         column = names.index("text") if "text" in names else 0
         texts = [cells[column] for _, cells in rows["text" in names :] if len(cells) > column and cells[column]]
     if not texts:
         raise ValueError(f"{path} has no texts, expected one for each line, or a csv file with a column text.")
     return texts
+
+
+def _refuse_headings(path: Path, rows: list[tuple[int, list[str]]], wanted: str) -> None:
+    """Refuses a first line that calls the columns by other names than `wanted`: it would be taken for a text."""
+    names = rows[0][1]
+    for column, name in enumerate(names):
+        # What also stands further down is a class, say `question`, in a table without a first line of names.
+        if name.lower() in HEADINGS and not any(name in cells[column : column + 1] for _, cells in rows[1:]):
+            raise ValueError(
+                f"{path} has the columns {', '.join(names)}, expected {wanted}. Call them so in the first line; if that is "
+                f"a text, put a line {wanted.replace(' and ', ',')} above it."
+            )
 
 
 def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:

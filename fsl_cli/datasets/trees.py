@@ -58,8 +58,8 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: str) -> Raw:
-    """Reads every image that was found, as items `[channels, size, size]`."""
+def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: str, key: str) -> Raw:
+    """Reads every image that was found, as items `[channels, size, size]`; `key` is what the user named the sources by."""
     places = {found: place for place, found in enumerate(found for images in tree.values() for found in images)}
     items = blank(cache_dir, (len(places), channels, size, size))
     left = set(places)
@@ -67,7 +67,8 @@ def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: s
         here = {found.name: place for found, place in places.items() if found.source == number}
         for name, content in archives.walk(source, here.__contains__):
             if content is not None:
-                items[here[name]] = to_item(open_image(source / name, content, least=2 * size), size, channels)
+                image = open_image(f"{key}: {source / name}", content, least=2 * size)
+                items[here[name]] = to_item(image, size, channels)
                 left.discard(Found(number, name))
     if left:
         gone = min(left)
