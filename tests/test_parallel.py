@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -41,11 +42,11 @@ def fsl(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("algos", [ALGOS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["two", "others"])
-def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[str, ...]):
+def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     sweep = ["train", "-m", f"algo={','.join(algos)}", "pretrain=null", "pretrain_frozen=false", *SMALL]
-    for place, words in (("one", ["device=cpu"]), ("two", TWO)):
-        done = fsl(*sweep, *words, f"hydra.sweep.dir={place}")
-        assert done.returncode == 0, done.stderr
+    assert conftest.fsl(monkeypatch, *sweep, "device=cpu", "hydra.sweep.dir=one") == 0
+    done = fsl(*sweep, *TWO, "hydra.sweep.dir=two")
+    assert done.returncode == 0, done.stderr
     for number, algo in enumerate(algos):
         one, two = (checkpoint.load(f"{place}/{number}/last.pt", "resume") for place in ("one", "two"))
         assert one["step"] == two["step"] == 20
@@ -59,7 +60,9 @@ def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[st
         assert len(lines[0]) == len(lines[1]) == 11
 
 
-def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on():
+def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
     words = ["algo=protonet", *SMALL, "steps=100000", "checkpoint_every=5", "eval_every=100000", "out=run"]
     run = subprocess.Popen(command("train", *words, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -71,9 +74,9 @@ def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on()
     assert "lost another process of the run" in said
     step = checkpoint.load("run/last.pt", "resume")["step"]
     assert step >= 5
-    done = fsl("train", "resume=run/last.pt", f"steps={step + 5}", "device=cpu", "device.processes=null")
-    assert done.returncode == 0, done.stderr
-    assert f"Going on from step {step}" in done.stdout
+    words = ["resume=run/last.pt", f"steps={step + 5}", "device=cpu", "device.processes=null"]
+    assert conftest.fsl(monkeypatch, "train", *words) == 0
+    assert f"Going on from step {step}" in capfd.readouterr().out
     assert checkpoint.load("run/last.pt", "resume")["step"] == step + 5
 
 
