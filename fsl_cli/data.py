@@ -100,8 +100,6 @@ def show(data: Packed, cfg: DictConfig) -> str:
     what and where.
     """
     task = cfg.task
-    if cfg.split not in EVALUATION:
-        raise ValueError(f"split = {cfg.split!r}, expected train, val or test. Choose one of them.")
     classes = data.classes(cfg.split)
     sampler = EpisodeSampler(classes, task.way, task.shot, task.queries, 1, cfg.seed, EVALUATION[cfg.split])
     indices = sampler.fixed(cfg.episode, cfg.episode + 1)

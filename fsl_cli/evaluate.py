@@ -216,8 +216,8 @@ def _errors(result: dict[str, Any]) -> str:
     if "adaptation_ci95" not in result:
         return MSE.text(result["mse"], result["ci95"])
     pairs = list(zip(result["adaptation_curve"], result["adaptation_ci95"], strict=True))
-    told = sorted(step for step in {0, 1, 5, 10, len(pairs) - 1} if step < len(pairs))
-    return ", ".join(f"{MSE.text(*pairs[step])} after {step}" for step in told) + " inner steps"
+    named = sorted(step for step in {0, 1, 5, 10, len(pairs) - 1} if step < len(pairs))
+    return ", ".join(f"{MSE.text(*pairs[step])} after {step}" for step in named) + " inner steps"
 
 
 def write(folder: Path, result: dict[str, Any], scores: Scores | Errors) -> None:

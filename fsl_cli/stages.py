@@ -37,7 +37,7 @@ def asked(cfg: DictConfig) -> Job:
     return Job(choices, list(hydra.overrides.task), folder, f"fsl train resume={folder / 'last.pt'}")
 
 
-def network(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:
+def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:
     """The checkpoint whose network a new training starts from, or None; trained now by `run` if `pretrain=train`.
 
     A first stage lies in the sub-folder `pretrain`. If it is finished it is taken as it is, else it goes on where it stopped.

@@ -57,7 +57,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     content = resume.source(cfg.resume, folder)
     if content is not None:
         resume.refuse_contradictions(cfg, choices, content)
-    pretrained = stages.network(cfg, job, run) if content is None else None
+    pretrained = stages.pretrained_checkpoint(cfg, job, run) if content is None else None
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
@@ -201,12 +201,12 @@ def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     loss, measure, norm = np.mean(state.settled(), axis=0).tolist()
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()
-    speed = tasks_per_s(state, cfg)
+    pace = tasks_per_s(state, cfg)
     rate = state.schedule.get_last_lr()[0]
     name = state.algo.measure.name
-    values = {"loss": loss, name: measure, "gradient_norm": norm, "learning_rate": rate, "tasks_per_s": speed}
+    values = {"loss": loss, name: measure, "gradient_norm": norm, "learning_rate": rate, "tasks_per_s": pace}
     tracker.scalars("train", state.step, values)
-    tracker.show({"loss": loss, name: measure, "tasks/s": speed})
+    tracker.show({"loss": loss, name: measure, "tasks/s": pace})
 
 
 def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, episodes: int) -> None:

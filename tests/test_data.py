@@ -67,7 +67,7 @@ def test_show_names_its_picture_itself(monkeypatch: pytest.MonkeyPatch):
     [
         ([], "fsl data needs one of two words next: fsl data prepare dataset=NAME"),
         (["dataset=strokes"], "fsl data needs one of two words next"),
-        (["show", *STROKES, "split=all"], "split = 'all', expected train, val or test"),
+        (["show", *STROKES, "split=all"], "split = 'all', but strokes has train, val, test"),
         (["show", *STROKES, "episode=-1"], "episode = -1"),
         (["prepare", "dataset=image_folder"], "dataset.root has no value"),
         (["prepare", "dataset=mini_imagenet", "data_dir=."], "has no mini*mage[nN]et*"),
