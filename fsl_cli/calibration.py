@@ -130,3 +130,13 @@ def estimate(logits: Tensor, slots: Tensor) -> Estimate:
         raise ValueError("leave_one_out = true, but no class has two support items, so that none can be left out. Add some.")
     right = int((logits.argmax(1) == slots).sum())
     return Estimate(right / len(slots), *wilson(right, len(slots)), len(slots))
+
+
+def check_threshold(reject_below: object, auto: bool = False) -> None:
+    """Refuses what is neither a probability nor None nor, for a command, `auto`."""
+    if reject_below is None or (auto and reject_below == "auto"):
+        return
+    if isinstance(reject_below, int | float | np.floating) and not isinstance(reject_below, bool) and 0 <= reject_below <= 1:
+        return
+    others = "auto, or null" if auto else "or None; what auto would be is classifier.rejection().threshold"
+    raise ValueError(f"reject_below = {reject_below}, but it must be a probability from 0 to 1, {others}.")

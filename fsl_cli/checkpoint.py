@@ -79,6 +79,11 @@ def trainer(content: dict[str, Any]) -> type[Algorithm]:
     return locate(OmegaConf.create(content["config"]).algo["_target_"], "algo")
 
 
+def seen(content: dict[str, Any]) -> list[str]:
+    """The names of the classes that a checkpoint was trained on, as far as it says so."""
+    return content["data"].get("seen", [])
+
+
 def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
     """Puts the embedding network of a checkpoint, whatever algorithm trained it, into `algo`."""
     network = algo.get_submodule("model")

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.calibration import Estimate, Rejection, estimate, held_out, left_out, rejection, temperature
+from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, held_out, left_out, rejection, temperature
 from fsl_cli.datasets.images import open_image, plain
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
@@ -214,16 +214,6 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
     targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
     inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
     return Classifier(trained, Examples(inputs, targets), names, learned["temperature"])
-
-
-def check_threshold(reject_below: object, auto: bool = False) -> None:
-    """Refuses what is neither a probability nor None nor, for a command, `auto`."""
-    if reject_below is None or (auto and reject_below == "auto"):
-        return
-    if isinstance(reject_below, int | float | np.floating) and not isinstance(reject_below, bool) and 0 <= reject_below <= 1:
-        return
-    others = "auto, or null" if auto else "or None; what auto would be is classifier.rejection().threshold"
-    raise ValueError(f"reject_below = {reject_below}, but it must be a probability from 0 to 1, {others}.")
 
 
 def _is_one(images: object) -> bool:

@@ -5,7 +5,7 @@ which keeps them in the checkpoint). Otherwise resuming needs only the step numb
 and a GPU see the same episodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +32,14 @@ class Episode(NamedTuple):
 
     support: Examples
     query: Examples
+
+
+def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
+    """Cuts a meta-batch into parts of at most `size` tasks, each with its share of the whole."""
+    tasks = len(batch.support.targets)
+    for start in range(0, tasks, size or tasks):
+        part = Episode(*(Examples(*(t[start : start + (size or tasks)] for t in part)) for part in batch))
+        yield part, len(part.support.targets) / tasks
 
 
 class Indices(NamedTuple):

@@ -88,7 +88,7 @@ def run(cfg: DictConfig) -> float:
     data = build(cfg.dataset, "dataset").load()
     algo = restore(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
-    seen = warn_of_seen(content["data"].get("seen", []) if content is not None else [], data, cfg.split)
+    seen = warn_of_seen(checkpoint.seen(content) if content is not None else [], data, cfg.split)
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)
@@ -127,7 +127,7 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
 
 def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
     """How many classes of a split have the names of classes that were trained on; if there are any, the log says so."""
-    asked = [] if isinstance(data, Drawn) else data.class_names(split)
+    asked = data.class_names(split)
     both = len(set(seen) & set(asked))
     if both:
         log.warning(

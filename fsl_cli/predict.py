@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsl_cli import folders, loading
-from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, check_threshold, restored
+from fsl_cli.calibration import check_threshold
+from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, restored
 from fsl_cli.config import run_folder
 from fsl_cli.datasets.texts import read_labelled, read_texts
 from fsl_cli.errors import told

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fsl_cli import parallel
-from fsl_cli.algos.base import Algorithm, chunks
-from fsl_cli.episodes import Episode, Examples, Indices, label
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
 from fsl_cli.functions import AnyStore, Sampler
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 from fsl_cli.store import Store

@@ -11,8 +11,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import parallel, resume
+from fsl_cli import checkpoint, parallel, resume
+from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import composed, flat, run_folder, typed
+from fsl_cli.models.norm import norm_layers
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,26 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
     run(stage, first)
     torch.set_num_threads(threads)
     return str(folder / "best.pt")
+
+
+def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) -> list[str]:
+    """Gives `algo` (called `name`) the network of a checkpoint, if any; returns the names of the classes it was trained on."""
+    if path is None:
+        if algo.wants_pretrained:
+            raise ValueError(
+                f"pretrain = null, but algo={name} keeps the weights of a network that has been trained. Let "
+                "pretrain=train train one first, or name a checkpoint: pretrain=PATH/best.pt."
+            )
+        return []
+    content = checkpoint.load(path, "pretrain")
+    checkpoint.load_network(algo, content, "pretrain")
+    if cfg.pretrain_frozen and norm_layers(algo.model) and "running" not in checkpoint.trainer(content).norms:
+        raise ValueError(
+            f"pretrain = {path} was trained by algo={content['choices']['algo']}, which keeps no running statistics, and "
+            "pretrain_frozen=true normalises by them. Use the network of a metric or baseline algorithm, or "
+            "pretrain_frozen=false."
+        )
+    return checkpoint.seen(content)
 
 
 def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:

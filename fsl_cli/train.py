@@ -4,7 +4,6 @@ import logging
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra
 import numpy as np
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
-from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_sampler
 from fsl_cli.config import arguments, build, check, flat
 from fsl_cli.datasets.drawn import Drawn
@@ -24,7 +23,7 @@ from fsl_cli.functions import AnyStore, Sampler, open_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import interval, summary
-from fsl_cli.models.norm import freeze, norm_layers
+from fsl_cli.models.norm import freeze
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
 from fsl_cli.state import Run
@@ -61,22 +60,15 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
-    seen = (
-        content["data"].get("seen", []) if content is not None else [] if isinstance(data, Drawn) else data.class_names("train")
-    )
     state = assemble(cfg, data, classes, place, choices["algo"])
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
         state.restore(content)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
-    elif pretrained is not None:
-        seen += start_from(state.algo, checkpoint.load(pretrained, "pretrain"), cfg)
-    elif state.algo.wants_pretrained:
-        raise ValueError(
-            f"pretrain = null, but algo={choices['algo']} keeps the weights of a network that has been trained. Let "
-            "pretrain=train train one first, or name a checkpoint: pretrain=PATH/best.pt."
-        )
+        seen = checkpoint.seen(content)
+    else:
+        seen = [*data.class_names("train"), *stages.start_from(state.algo, pretrained, cfg, choices["algo"])]
     began -= state.wall
     batches = partial(training_batch, store, sampler, state, classes=classes)
     batches = batches if store.near else Ahead(batches)
@@ -151,18 +143,6 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
         raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")
     optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
     return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
-
-
-def start_from(algo: Algorithm, content: dict[str, Any], cfg: DictConfig) -> list[str]:
-    """Gives `algo` the network of the checkpoint `pretrain`; returns the names of the classes that it was trained on."""
-    checkpoint.load_network(algo, content, "pretrain")
-    if cfg.pretrain_frozen and norm_layers(algo.model) and "running" not in checkpoint.trainer(content).norms:
-        raise ValueError(
-            f"pretrain = {cfg.pretrain} was trained by algo={content['choices']['algo']}, which keeps no running statistics, "
-            "and pretrain_frozen=true normalises by them. Use the network of a metric or baseline algorithm, or set "
-            "pretrain_frozen=false."
-        )
-    return content["data"].get("seen", [])
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, chunks
-from fsl_cli.episodes import Episode
+from fsl_cli.algos.base import Algorithm, Batch, Outcome
+from fsl_cli.episodes import Episode, chunks
 
 
 class Workers:

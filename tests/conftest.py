@@ -2,7 +2,7 @@ import copy
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from PIL import Image
 
-from fsl_cli import cli, train
+from fsl_cli import cli, parallel, train
 from fsl_cli.datasets.strokes import Strokes
 from fsl_cli.schema import register
 
@@ -112,6 +112,16 @@ def message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, *word
     assert "Error executing job" not in said
     assert len(said.splitlines()) == 1, said
     return said
+
+
+def in_two_parts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], Any]) -> list[Any]:
+    """What each of two processes takes of the meta-batch that each of them draws."""
+    parts = []
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parts.append(parallel.slice_episodes(draw()))
+    return parts
 
 
 @contextmanager

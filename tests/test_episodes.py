@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from conftest import in_two_parts
 
-from fsl_cli import parallel
 from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler
 from fsl_cli.store import Store
@@ -38,13 +38,8 @@ def test_episodes_are_a_function_of_seed_stream_and_step_alone():
 
 
 def test_processes_that_slice_the_meta_batch_train_on_the_episodes_of_one_process(monkeypatch: pytest.MonkeyPatch):
-    whole = sampler(tasks=5).indices(2)
-    parts = []
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    for rank in range(2):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        parts.append(parallel.slice_episodes(sampler(tasks=5).indices(2)).items)
-    np.testing.assert_array_equal(np.concatenate(parts), whole.items)
+    parts = in_two_parts(monkeypatch, lambda: sampler(tasks=5).indices(2))
+    np.testing.assert_array_equal(np.concatenate([part.items for part in parts]), sampler(tasks=5).indices(2).items)
 
 
 def test_evaluation_episodes_do_not_depend_on_how_the_list_is_cut():

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import composed, fsl, stopped
+from conftest import composed, fsl, in_two_parts, stopped
 from test_algos import ALGOS, gradients, task
 
-from fsl_cli import checkpoint, parallel
+from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.algos.maml import MAML
 from fsl_cli.config import arguments, build
@@ -93,13 +93,8 @@ def test_episodes_are_a_function_of_seed_stream_and_step_alone():
 
 
 def test_processes_that_slice_the_meta_batch_train_on_the_episodes_of_one_process(monkeypatch: pytest.MonkeyPatch):
-    whole = sampler(tasks=5).indices(2)
-    parts = []
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    for rank in range(2):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        parts.append(parallel.slice_episodes(whole))
-    np.testing.assert_array_equal(np.concatenate([part.values for part in parts]), whole.values)
+    parts = in_two_parts(monkeypatch, lambda: sampler(tasks=5).indices(2))
+    np.testing.assert_array_equal(np.concatenate([part.values for part in parts]), sampler(tasks=5).indices(2).values)
 
 
 def test_the_members_that_regress_are_those_of_the_issue():

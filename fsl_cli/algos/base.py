@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from fsl_cli.episodes import Episode, Examples
+from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.metrics import ACCURACY, MSE, Measure
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers, statistics
@@ -243,14 +243,6 @@ def accuracy_by_class(logits: Tensor, targets: Tensor) -> Tensor:
     """The accuracy `[tasks, way]` on the queries of each class, of logits and one-hot targets `[tasks, q, way]`."""
     right = (logits.detach().argmax(-1) == targets.argmax(-1)).to(targets.dtype)
     return (right.unsqueeze(-1) * targets).sum(1) / targets.sum(1)
-
-
-def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
-    """Cuts a meta-batch into parts of at most `size` tasks, each with its share of the whole."""
-    tasks = len(batch.support.targets)
-    for start in range(0, tasks, size or tasks):
-        part = Episode(*(Examples(*(t[start : start + (size or tasks)] for t in part)) for part in batch))
-        yield part, len(part.support.targets) / tasks
 
 
 def undotted(name: str) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, chunks, undotted
-from fsl_cli.episodes import Episode, Examples
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, undotted
+from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
 
 BETA2, EPS = 0.999, 1e-8

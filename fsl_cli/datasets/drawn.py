@@ -13,3 +13,7 @@ class Drawn:
     name: str
     draw: Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
     item_shape: tuple[int, ...] = (1,)
+
+    def class_names(self, split: str) -> list[str]:  # noqa: ARG002 - as Packed has it
+        """Functions have no classes."""
+        return []
