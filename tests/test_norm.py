@@ -115,3 +115,23 @@ def test_a_pooled_block_keeps_the_running_statistics_of_its_convolution():
     block.norm.running = True
     expected = functional.max_pool2d(block.norm(block.convolution(inputs)).relu(), 2)
     torch.testing.assert_close(block(inputs), expected)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_bfloat16_is_read_as_it_is_under_float32_statistics(pooled: bool):
+    norm, inputs = Norm(3), 20 + torch.randn(16, 3, 8, 8)
+    rounded = inputs.bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with (
+        statistics(norm, groups=2, track=True),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        found = norm.pooled(rounded, torch.ones(3)) if pooled else norm(rounded)
+    exact = rounded.detach().float().unflatten(0, (2, 8))
+    mean, _ = norm.gathered[0]
+    assert (found.dtype, mean.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(mean, exact.mean((1, 3, 4)), rtol=1e-5, atol=1e-5)
+    assert not [t for t in kept if t.dtype == torch.float32 and t.numel() > 100]
+    found.square().sum().backward()
+    assert rounded.grad is not None
+    assert rounded.grad.isfinite().all()
