@@ -146,3 +146,18 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same(tmp_pa
     assert draft.size == (38, 50)
     whole, fast = (to_item(picture, 16).astype(int) for picture in (open_image(tmp_path / "large.jpg"), draft))
     assert np.abs(whole - fast).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["n01/phone.HEIC", "n02/drawing.svg", "n03/raw.nef"])
+def test_pictures_that_are_not_read_are_named(tmp_path, name):
+    write_folder(tmp_path / "own", {**FILES, name: b"?", "n01/._phone.heic": b"", "n01/notes.txt": b"mine"})
+    said = refused(tmp_path / "own")
+    assert f"own/{name} is no image that is read here. Convert it to png or jpg" in said
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    write_folder(tmp_path / "own", FILES)
+    (tmp_path / "own" / "n01" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert re.search(
+        r"own/n01/gone.png is a link to \S+nowhere.png, which is not there. Mend or remove it.", refused(tmp_path / "own")
+    )

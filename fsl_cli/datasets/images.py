@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Set
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -24,15 +25,15 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
-SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES: Set[str] = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras: Pillow would read a preview at best
 OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pillow may be unable to open
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, suffixes: Set[str] = SUFFIXES) -> bool:
     """Whether a file is called as an image is; what macOS and file managers leave behind is none."""
     path = PurePath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in suffixes and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def check_shape(size: int, channels: int) -> None:

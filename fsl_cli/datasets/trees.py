@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fsl_cli.datasets import archives
-from fsl_cli.datasets.images import is_image, open_image, to_item
+from fsl_cli.datasets.images import OTHERS, is_image, open_image, to_item
 from fsl_cli.datasets.packed import Raw, blank
 
 
@@ -26,6 +26,8 @@ def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
         for name, _ in archives.walk(source, lambda _: False):
             where = label(name) if is_image(name) else None
             if where is None:
+                if is_image(name, OTHERS) and label(name) is not None:
+                    raise ValueError(f"{source / name} is no image that is read here. Convert it to png or jpg, or remove it.")
                 continue
             images, own = tree.setdefault(where, {}), PurePosixPath(name).name
             if own in images:
