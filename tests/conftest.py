@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -22,6 +23,14 @@ register()
 CLASSES = ("birch", "oak", "élan (2), b")  # of the fixture drawings
 
 torch.set_num_threads(1)  # the tests are small, and pytest-xdist runs one process per core
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mode() -> Iterator[None]:
+    """Hydra composes a config twice, the first time only to look for hydra.mode, which no test in this process sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture
