@@ -75,10 +75,16 @@ def listing(folder: Path) -> list[str]:
 def fingerprint(source: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of change of an archive, or of every file of a folder: changes when its content does."""
     files = [(name, source / name) for name in listing(source)] if source.is_dir() else [(source.name, source)]
-    dead = next((path for _, path in files if not path.exists()), None)
-    if dead is not None:
-        raise ValueError(f"{dead} is a link to {dead.readlink()}, which is not there. Mend or remove it.")
-    return [(name, status.st_size, status.st_mtime_ns) for name, path in files for status in [path.stat()]]
+    return [(name, status.st_size, status.st_mtime_ns) for name, path in files for status in [_status(path)]]
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise
+        raise ValueError(f"{path} is a link to {path.readlink()}, which is not there. Mend or remove it.") from None
 
 
 def _in_zip(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fsl_cli.datasets import archives
-from fsl_cli.datasets.images import OTHERS, is_image, open_image, to_item
+from fsl_cli.datasets.images import OTHERS, SUFFIXES, is_image, open_image, to_item
 from fsl_cli.datasets.packed import Raw, blank
 
 
@@ -24,11 +24,11 @@ def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
     tree: dict[str, dict[str, Found]] = {}
     for number, source in enumerate(sources):
         for name, _ in archives.walk(source, lambda _: False):
-            where = label(name) if is_image(name) else None
+            where = label(name) if is_image(name, SUFFIXES | OTHERS) else None
             if where is None:
-                if is_image(name, OTHERS) and label(name) is not None:
-                    raise ValueError(f"{source / name} is no image that is read here. Convert it to png or jpg, or remove it.")
                 continue
+            if not is_image(name):
+                raise ValueError(f"{source / name} is no image that is read here. Convert it to png or jpg, or remove it.")
             images, own = tree.setdefault(where, {}), PurePosixPath(name).name
             if own in images:
                 first, second = sources[images[own].source] / images[own].name, source / name
