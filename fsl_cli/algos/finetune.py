@@ -10,6 +10,7 @@ cosine head starts at the class means and the linear head at zero, where the pub
 `backbone=full` adapts the embedding too; transformers want `head_optimizer=adam` for that.
 """
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -104,9 +105,8 @@ class Finetune(Algorithm):
             chosen = torch.as_tensor(rows, device=support.inputs.device)
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads = grad(self._head_loss)(weights, part)
-            decay = {name: self.head_decay * weight for name, weight in weights.items()}
-            direction, state = self.direction(grads, decay, state)
-            weights = {name: weight - self.head_lr * direction[name] for name, weight in weights.items()}
+            direction, state = self.direction(grads, weights, self.head_decay, state)
+            weights = {name: torch.sub(weight, direction[name], alpha=self.head_lr) for name, weight in weights.items()}
         return lambda queries: self._logits(weights, queries)
 
     def _start(self, support: Examples) -> Weights:
@@ -136,19 +136,22 @@ class Finetune(Algorithm):
         return [rows for _ in range(self.head_epochs) for rows in np.split(rng.permutation(n), cuts)]
 
 
-def _sgd(grads: Weights, decay: Weights, state: State) -> tuple[Weights, State]:
+def _sgd(grads: Weights, weights: Weights, decay: float, state: State) -> tuple[Weights, State]:
     """SGD with dampened momentum: the direction to leave, and what to keep."""
-    grads = {name: g + decay[name] for name, g in grads.items()}
+    grads = {name: torch.add(g, weights[name], alpha=decay) for name, g in grads.items()}
     velocity = {name: MOMENTUM * state[0][name] + (1 - DAMPENING) * g for name, g in grads.items()} if state else grads
     return velocity, (velocity,)
 
 
-def _adam(grads: Weights, decay: Weights, state: State) -> tuple[Weights, State]:
-    """Adam with decoupled decay (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101)."""
-    zeros = {name: torch.zeros_like(g) for name, g in grads.items()}
-    first, second, number = state or (zeros, zeros, 0)
-    first = {name: torch.lerp(g, first[name], BETAS[0]) for name, g in grads.items()}
-    second = {name: torch.lerp(g.square(), second[name], BETAS[1]) for name, g in grads.items()}
+def _adam(grads: Weights, weights: Weights, decay: float, state: State) -> tuple[Weights, State]:
+    """Adam with decoupled decay (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101); writes over `state`."""
+    first, second, number = state or (*({name: torch.zeros_like(g) for name, g in grads.items()} for _ in BETAS), 0)
     fades = [1 - beta ** (number + 1) for beta in BETAS]
-    direction = {name: first[name] / fades[0] / ((second[name] / fades[1]).sqrt() + EPSILON) + decay[name] for name in grads}
+    direction = {}
+    for name, g in grads.items():
+        first[name].lerp_(g, 1 - BETAS[0])
+        second[name].mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+        # In place, since to fit an encoder of millions of weights is to wait for the memory.
+        scale = second[name].sqrt().mul_(fades[0] / math.sqrt(fades[1])).add_(EPSILON * fades[0])
+        direction[name] = torch.div(first[name], scale).add_(weights[name], alpha=decay)
     return direction, (first, second, number + 1)
