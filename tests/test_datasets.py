@@ -57,7 +57,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(omniglot, "CHARACTERS", {part: len(names) for part, names in CHARACTERS.items()})
     monkeypatch.setattr(omniglot, "DRAWINGS", 3)
-    monkeypatch.setattr(omniglot, "TEST_CHARACTERS", {"lake": 2, "vinyals": 1})
+    monkeypatch.setattr(omniglot, "TEST_CHARACTERS", {"lake": 2, "vinyals": 1, "shuffled": 1})
+    monkeypatch.setattr(omniglot, "SHUFFLED_VAL", 1)
     monkeypatch.setattr("torchvision.datasets.omniglot.download_and_extract_archive", refuse)
     folder = tmp_path / "data" / "omniglot-py"
     for part in CHARACTERS:
@@ -95,6 +96,16 @@ def test_omniglot_has_the_published_classes_and_splits(data_dir, tmp_path_factor
 
 
 @pytest.mark.data
+def test_the_shuffled_split_has_characters_of_all_alphabets_in_training(data_dir, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "omniglot-cache"
+    data = Omniglot(data_dir, str(cache), split="shuffled").load()
+    parts = [data.splits[split] for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [1100, 100, 423] and sorted(np.concatenate(parts)) == list(range(1623))
+    assert len({data.names[c].split("/")[0] for c in parts[0]}) == 50
+    assert [data.names[c] for c in parts[2][:2]] == [f"Alphabet_of_the_Magi/character{c}" for c in ("04", "05")]
+
+
+@pytest.mark.data
 def test_the_vinyals_test_split_begins_with_gurmukhi_42(data_dir, tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "omniglot-cache"
     data = Omniglot(data_dir, str(cache), split="vinyals").load()
@@ -117,6 +128,8 @@ def test_splits_are_disjoint_constant_and_complete(raw):
     assert {split: list(found) for split, found in lake.splits.items()} == {"train": [1, 2], "val": [0], "test": [3, 4]}
     assert {split: list(found) for split, found in vinyals.splits.items()} == {"train": [1, 2, 3], "val": [0], "test": [4]}
     assert all(np.array_equal(lake.splits[split], again.splits[split]) for split in lake.splits)
+    shuffled = load(raw, split="shuffled").splits
+    assert {split: list(found) for split, found in shuffled.items()} == {"train": [0, 3, 4], "val": [2], "test": [1]}
 
 
 @pytest.mark.parametrize(("rotations", "turned"), [("all", (8, 4, 8)), ("train", (8, 1, 2)), ("none", (2, 1, 2))])
@@ -271,7 +284,7 @@ def test_a_damaged_byte_in_an_archive_is_noticed(raw):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "mine"}, r"^dataset\.split = 'mine', .* lake and vinyals\. Choose one of them\.$"),
+        ({"split": "mine"}, r"^dataset\.split = 'mine', .* lake, vinyals and shuffled\. Choose one of them\.$"),
         ({"rotations": "some"}, r"^dataset\.rotations = 'some', expected all, train or none\. Choose one of them\.$"),
         ({"size": 2}, r"^dataset\.size = 2, expected 8 to 224 pixels\. .*\.$"),
     ],

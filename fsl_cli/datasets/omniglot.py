@@ -1,7 +1,9 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each (Lake et al., Science 2015; MIT licence).
 
 Classes stand in the order background (964), then evaluation (659), each sorted by alphabet and character. The splits
-are constants: `lake` train 792 / val 172 / test 659, `vinyals` train 1,028 / val 172 / test 423 characters.
+are constants: `lake` train 792 / val 172 / test 659 and `vinyals` train 1,028 / val 172 / test 423 characters, whose
+alphabets are new (Snell et al., 2017), and `shuffled` train 1,100 / val 100 / test 423, drawn from all alphabets, as by the
+authors of MAML, Reptile and relation networks: new characters of alphabets that are known are the easier task.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
 SIDE = 105
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
-TEST_CHARACTERS = {"lake": 659, "vinyals": 423}  # the last ones of the order
+TEST_CHARACTERS = {"lake": 659, "vinyals": 423, "shuffled": 423}  # the last ones of the order
+SHUFFLED_VAL = 100  # characters
 TURNS = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits where quarter turns are classes
 LARGEST = 65_536  # bytes; a real drawing has about 500
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
@@ -62,13 +65,14 @@ class Omniglot(Dataset):
         self,
         data_dir: str,
         cache_dir: str,
-        split: Literal["lake", "vinyals"] = "lake",
+        split: Literal["lake", "vinyals", "shuffled"] = "lake",
         rotations: Literal["all", "train", "none"] = "all",
         size: int = 28,
         channels: int = 1,
     ) -> None:
         if split not in TEST_CHARACTERS:
-            raise ValueError(f"dataset.split = {split!r}, but omniglot has the splits lake and vinyals. Choose one of them.")
+            known = "lake, vinyals and shuffled"
+            raise ValueError(f"dataset.split = {split!r}, but omniglot has the splits {known}. Choose one of them.")
         if rotations not in TURNS:
             raise ValueError(f"dataset.rotations = {rotations!r}, expected all, train or none. Choose one of them.")
         if not 8 <= size <= 224:
@@ -114,9 +118,13 @@ class Omniglot(Dataset):
 
 def class_splits(names: list[str], split: str) -> dict[str, np.ndarray]:
     """The class numbers of train, val and test, given the names of all classes in order."""
-    test = np.arange(len(names)) >= len(names) - TEST_CHARACTERS[split]
+    order = np.arange(len(names))
     val = np.array([name.split("/")[0] in VAL_ALPHABETS for name in names])
-    assert not (test & val).any(), "the validation alphabets stand before the test characters"
+    if split == "shuffled":
+        order = np.argsort(np.argsort([digest(split, name) for name in names]))  # where a constant shuffle puts each
+        val = order < SHUFFLED_VAL
+    test = order >= len(names) - TEST_CHARACTERS[split]
+    assert not (test & val).any(), "the validation characters stand before those of the test"
     return {"train": np.flatnonzero(~test & ~val), "val": np.flatnonzero(val), "test": np.flatnonzero(test)}
 
 
