@@ -39,6 +39,8 @@ def choose(name: str, threads: int | None = None) -> torch.device:
         raise ValueError(
             f"device.name = {device}, but torch finds {torch.cuda.device_count()} CUDA devices here, numbered from 0."
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams, graphs and clocks are those of the current device
     return device
 
 
@@ -49,6 +51,7 @@ def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Alg
     if precision == "tf32" and place.type != "cuda":
         raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
     algo.precision = precision
+    torch.backends.cudnn.deterministic = True  # the same command gives the same numbers
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if precision == "bf16":
         for module in algo.modules():

@@ -14,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl_cli.config import suggest
 
+# Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +36,7 @@ def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs a job; an error that `explain` knows is logged at once, so that in a sweep every failed job says why."""
     try:
         return run(cfg)
-    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError, HydraException, OmegaConfBaseException) as error:
         explained = explain(error)
         if explained is None:
             raise
@@ -62,8 +65,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or (where only the message tells) on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed, on a GPU or on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def _configuration(error: BaseException) -> str:

@@ -32,8 +32,6 @@ def launched() -> bool:
 def join(device: torch.device) -> None:
     """Joins the processes that torchrun has started; the first call of a process does it for all jobs of a sweep."""
     if launched() and not distributed.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 

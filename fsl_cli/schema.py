@@ -23,7 +23,7 @@ class Task:
 
 
 class Precision(Enum):
-    """Of the arithmetic in the embedding; everything else is float32."""
+    """Of the arithmetic: bf16 in the embedding alone, tf32 in all products of matrices; everything else is float32."""
 
     auto = "auto"
     fp32 = "fp32"

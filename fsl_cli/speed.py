@@ -28,10 +28,11 @@ class Stepper:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
         self.algo, self.fastest = algo, fastest
         use(algo, fastest)
-        if captured and algo.changes:
+        if (captured or compiled) and algo.changes:
             raise ValueError(
-                "device.graph = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
-                "algo.multi_step=0.0 and algo.first_order_until=0.0, or with algo=mtl algo.hard_tasks=0."
+                f"device.{'graph' if captured else 'compile'} = true, but a step of this algorithm changes in the course of the "
+                "training. Leave it false, or set algo.multi_step=0.0 and algo.first_order_until=0.0, or with algo=mtl "
+                "algo.hard_tasks=0."
             )
         if fastest["workers"] > 1 and (captured or compiled):
             raise ValueError(

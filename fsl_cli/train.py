@@ -152,13 +152,14 @@ def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig
     torch.manual_seed(int(key[0]) >> 1)  # dropout resumes without a stored generator
     state.optimizer.zero_grad()
     state.algo.progress = state.step / cfg.steps
-    before = {name: b.clone() for name, b in state.algo.named_buffers()} if cfg.device.precision == Precision.bf16 else {}
+    guarded = cfg.device.precision == Precision.bf16
+    before = {name: b.clone() for name, b in state.algo.named_buffers()} if guarded else {}
     share = speed.tasks(batch) / cfg.task.tasks if isinstance(batch, Episode) else 1 / parallel.world()
     outcome = parallel.average(state.algo, stepper(batch), share)
     gradients = [parameter.grad for parameter in state.algo.parameters() if parameter.grad is not None]
     norm = get_total_norm(gradients)
     state.step += 1
-    if before and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
+    if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
         speed.reset(state.algo, before)
         log.info(f"Step {state.step} is left out: its gradient in bfloat16 is not finite.")
     else:

@@ -1,12 +1,14 @@
 """How a step is run changes how fast it is, and nothing else."""
 
 import copy
+import functools
 import json
 import logging
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
 from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import TRAIN, EpisodeSampler
+from fsl_cli.errors import out_of_memory
 from fsl_cli.models.conv4 import Conv4
 from fsl_cli.store import Ahead, Store
 
@@ -107,9 +110,51 @@ def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path
     assert len(calls) == 3
 
 
-def test_a_step_that_changes_in_training_is_not_replayed():
-    with pytest.raises(ValueError, match=r"device\.graph = true, but a step of this algorithm changes"):
-        speed.Stepper(make("mamlpp", "mlp"), FREE, captured=True)
+@pytest.mark.parametrize(("key", "way"), [("graph", "captured"), ("compile", "compiled")])
+def test_a_step_that_changes_in_training_is_neither_replayed_nor_compiled(key: str, way: str):
+    with pytest.raises(ValueError, match=rf"device\.{key} = true, but a step of this algorithm changes"):
+        speed.Stepper(make("mamlpp", "mlp"), FREE, **{way: True})
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, monkeypatch: pytest.MonkeyPatch):
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        traced.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    fast = make(algo, "mlp").train()
+    plain = copy.deepcopy(fast)
+    stepper = speed.Stepper(fast, FREE, compiled=True)
+    for step in range(3):
+        fast.progress = plain.progress = step / 3
+        batch = training_batch(plain, 4)
+        for way in (stepper, plain.backward):
+            way(batch)
+        for name, value in gradients(plain).items():
+            torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-10)
+    assert len(traced) == 1
+
+
+def test_of_several_cuda_devices_the_one_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    assert [device.choose(name) for name in ("cuda:1", "cuda")] == [torch.device("cuda", 1), torch.device("cuda")]
+    assert made == [torch.device("cuda", 1)]
+    with pytest.raises(ValueError, match=r"device\.name = cuda:2, but torch finds 2 CUDA devices"):
+        device.choose("cuda:2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"],
+)
+def test_out_of_memory_is_known_by_what_libraries_say(text: str):
+    assert out_of_memory(RuntimeError(text)) and out_of_memory(MemoryError()) and not out_of_memory(RuntimeError("shapes"))
 
 
 def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptureFixture):

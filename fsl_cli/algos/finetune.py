@@ -3,7 +3,8 @@
 Baseline and Baseline++: A Closer Look at Few-shot Classification, Chen et al., 2019 (https://arxiv.org/abs/1904.04232).
 SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning, Wang et al., 2019
 (https://arxiv.org/abs/1911.04623): `head=centroid`, after centring and scaling the embeddings (`transform`). `head=nearest`
-answers with the class of the nearest support item.
+answers with the class of the nearest support item. The mean that is taken off is a running one over the training, where the
+paper takes that of all training images under the last weights.
 
 Baseline fits a linear head, Baseline++ a cosine one. The head is trained as published (SGD with dampening), except that the
 cosine head starts at the class means and the linear head at zero, where the published code draws both at random.

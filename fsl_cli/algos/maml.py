@@ -150,7 +150,9 @@ class MAML(Algorithm):
 
     def descend(self, weights: Weights, support: Examples, step: int, features: Tensor | None = None) -> Weights:
         """The weights after inner step `step`, counted from 0."""
-        first_order = self.first_order or (self.training and self.progress < self.first_order_until)
+        # What is compiled must not read the progress: it is a constant in the first step, and none in the second.
+        early = self.first_order_until > 0 and self.training and self.progress < self.first_order_until
+        first_order = self.first_order or early
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             grads = grad(self.support_loss)(weights, support, step, features)
         return {name: weight - self.rate(name, step) * grads[name] for name, weight in weights.items()}
@@ -189,7 +191,7 @@ class MAML(Algorithm):
         )
 
     def loss(self, batch: Batch) -> Outcome:
-        if not (self.training and self.progress < self.multi_step and self.inner_steps > 0):
+        if not (self.multi_step > 0 and self.training and self.progress < self.multi_step and self.inner_steps > 0):
             return super().loss(batch)
         assert isinstance(batch, Episode), "MAML trains on episodes"
         after = self.curves(batch)[:, 1:].unbind(1)  # query logits after each step
