@@ -1,7 +1,6 @@
 """`fsl adapt support=FOLDER output=FILE`: learn classes from labelled images once, for `fsl predict classifier=FILE`."""
 
 import logging
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,16 +27,13 @@ def run(cfg: DictConfig) -> None:
     """Adapts to the support images, and writes the classifier."""
     if cfg.output is None:
         raise ValueError("output has no value. Name the file to be written: output=my_classifier.")
-    output = Path(cfg.output).expanduser()
-    if output.exists():
-        raise ValueError(f"output = {cfg.output} is there already. Choose another name, or remove it.")
+    output = folders.new(cfg.output, "output")
     trained, _ = loading.assemble(cfg, HydraConfig.get().runtime.choices)
     reader = folders.Reader(trained.item)
     classifier = adapted(trained, cfg.support, reader)
     log.info(line(classifier))
     if cfg.leave_one_out:
         assess(classifier)
-    output.parent.mkdir(parents=True, exist_ok=True)
     classifier.save(output)
-    log.info(f"Use it with: fsl predict classifier={output} query=FOLDER")
+    log.info(f"Use it with: fsl predict classifier={output} query={'FILE' if trained.what == 'texts' else 'FOLDER'}")
     reader.raise_if_skipped(output)

@@ -16,10 +16,7 @@ from torch.nn import functional
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import wilson
-from fsl_cli.speed import at_once
 
-ITEMS = 1000  # raw items that are adapted to at once
-FEATURES = 20_000  # embeddings likewise
 DRAW_SEED = 20261121  # of the images that are held out if not all are
 SPREAD = 0.5  # how far, in logarithms, a temperature may well be from 1: few images cannot say much about it
 
@@ -37,38 +34,29 @@ class Rejection(NamedTuple):
     """The probability below which answers are refused, and what that does to the support images that it was chosen on."""
 
     threshold: float
-    kept: float  # the share of answers for images that were left out alone
-    refused: float  # the share of answers for images that were left out with their whole class
+    kept: float  # the share of answers for images whose class was known
+    refused: float  # the share of answers for images whose whole class was left out
     known: int  # images
     unknown: int
 
 
 def held_out(
-    algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None, together: bool = False
+    algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits `[images, way]` of support items, each left out in turn while the others are adapted to, and their slots.
+    """Logits `[images, way]` of support items while the others are adapted to, and their slots.
 
-    Only items of classes with `least` items or more are left out: one that is alone cannot be. `limit`: at most so many,
-    drawn evenly; None: all. `together` leaves out one of every class at a time: at most as many adaptations as a class has items.
+    One of every class is left out at a time: a class that alone has lost one is what some heads then never answer. Only items
+    of classes with `least` items or more are left out, and at most `limit` of them, drawn evenly; None: all.
     """
     slots = support.targets.argmax(1)
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
-    if together and len(left):
-        earlier = (slots[left].unsqueeze(1) == slots[left]).tril(-1).sum(1)  # of the same class
-        turns = [left[earlier == turn] for turn in range(int(earlier.max()) + 1)]
-        places = torch.arange(len(slots), device=slots.device)
-        parts = [_judged(algo, support, embedded, rows, torch.isin(places, rows)) for rows in turns]
-        return torch.cat(parts), slots[torch.cat(turns)]
-    n = len(slots)
-    parts = [support.targets.new_empty(0, support.targets.shape[1])]
-    size = at_once(algo, max(1, (FEATURES if embedded else ITEMS) // n))
-    for folds in left.split(size) if len(left) else ():
-        others = torch.arange(n - 1, device=slots.device).repeat(len(folds), 1)
-        others += others >= folds.unsqueeze(1)  # [folds, n - 1]: all rows but the one that is left out
-        query = folds.unsqueeze(1)
-        batch = Episode(*(Examples(support.inputs[rows], support.targets[rows]) for rows in (others, query)))
-        parts.append((algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(1))
-    return torch.cat(parts), slots[left]
+    if not len(left):
+        return support.targets.new_empty(0, support.targets.shape[1]), left
+    earlier = (slots[left].unsqueeze(1) == slots[left]).tril(-1).sum(1)  # of the same class
+    turns = [left[earlier == turn] for turn in range(int(earlier.max()) + 1)]
+    places = torch.arange(len(slots), device=slots.device)
+    parts = [_judged(algo, support, embedded, rows, torch.isin(places, rows)) for rows in turns]
+    return torch.cat(parts), slots[torch.cat(turns)]
 
 
 def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, limit: int) -> Tensor:

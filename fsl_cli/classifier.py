@@ -101,7 +101,7 @@ class Trained:
             )
         slots = torch.tensor([names.index(label) for label in labels], device=self.device)
         support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())
-        sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION, together=not self.embeds))
+        sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))
         return Classifier(self, support, names, sure)
 
     def embed(self, items: np.ndarray) -> Tensor:
@@ -165,12 +165,12 @@ class Classifier:
 
     @torch.no_grad()
     def leave_one_out(self) -> Estimate:
-        """The accuracy on the support images, each judged by what was learned from all others."""
+        """The accuracy on the support images, each judged by what was learned without it and one of every other class."""
         return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds))
 
     @torch.no_grad()
     def rejection(self) -> Rejection:
-        """The `reject_below` that best tells support images left out alone from those left out with their whole class."""
+        """The `reject_below` that best tells support images that were left out from those left out with their whole class."""
         self._refuse_unknown()
         trained, support = self.trained, self.support
         if len(self.names) < 3 or support.targets.sum(0).max() < 2:
@@ -178,7 +178,7 @@ class Classifier:
                 "reject_below = auto leaves support images out, alone and with their classes, and needs three classes, one with "
                 "two images. Add images, or give a probability: reject_below=0.8."
             )
-        known, _ = held_out(trained.algo, support, trained.embeds, limit=CALIBRATION, together=not trained.embeds)
+        known, _ = held_out(trained.algo, support, trained.embeds, limit=CALIBRATION)
         unknown = left_out(trained.algo, support, trained.embeds, trained.way is not None, CALIBRATION)
         if not unknown.isfinite().all():
             raise ValueError(

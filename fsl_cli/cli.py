@@ -1,6 +1,7 @@
 """`fsl COMMAND key=value ...`: picks the command and hands the rest to Hydra. Imports nothing slow before it must."""
 
 import importlib
+import itertools
 import os
 import sys
 from importlib.metadata import version
@@ -23,6 +24,9 @@ usage: fsl COMMAND [key=value ...]
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
 COMMANDS = ("train", "evaluate", "predict", "adapt", "export", "data")
+# Of Hydra, which wants them first or last: here they may stand anywhere.
+FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
+VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
 LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 
@@ -33,6 +37,9 @@ def main() -> None:
         print(HELP, end="")
     elif command in ("-V", "--version"):
         print(version("fsl-cli"))
+    elif command in LISTS and rest:
+        print(f"fsl {command} takes no other words, but was given {rest[0]!r}. Leave it out.", file=sys.stderr)
+        sys.exit(2)
     elif command in LISTS:
         print(listing(LISTS[command]), end="")
     elif command in COMMANDS:
@@ -53,13 +60,27 @@ def listing(group: str) -> str:
 
 def checked(command: str, overrides: list[str]) -> list[str]:
     """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
-    from fsl_cli.config import quoted, typed
+    from fsl_cli.config import PATHS, quoted, typed
 
+    flags, others = apart(overrides)
+    for word in others[command == "data" :]:  # its first word is an action
+        key, equals, value = word.partition("=")
+        if key.startswith("-"):
+            raise ValueError(
+                f"{word} begins with a dash. Options are written key=value: {word.lstrip('-') if equals else 'steps=20'}."
+            )
+        if not equals and not word.startswith("~"):
+            raise ValueError(
+                f"{word!r} is not of the form key=value. Write it so, without blanks, or with quotes around all of it."
+            )
+        several = "," in value and value[0] not in "'\"[{" and "(" not in value and "${" not in value
+        if several and key not in PATHS and not sweeps(flags):
+            raise ValueError(f"{word} gives several values. Add -m to run each of them: fsl {command} -m {word}.")
     words = typed(overrides)
     for group in ("algo", "dataset", "task", "device", *(("model", "optimizer", "schedule") if command == "train" else ())):
         if words.get(group) in ("", "null"):
             raise ValueError(f"{group} = null, but one must be chosen: {group}=NAME. fsl {command} --help lists them.")
-    if not {"-m", "--multirun"} & set(overrides):
+    if not sweeps(flags):
         return quoted(overrides)
     if "out" in words:
         raise ValueError(
@@ -67,6 +88,26 @@ def checked(command: str, overrides: list[str]) -> list[str]:
             f"hydra.sweep.dir={words['out']}."
         )
     return overrides
+
+
+def apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """The flags of Hydra with their values, wherever they stand, and the other words."""
+    flags: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in VALUED:
+            flags += [word, *itertools.islice(rest, 1)]
+        elif word in FLAGS or word.partition("=")[0] in VALUED:
+            flags.append(word)
+        else:
+            others.append(word)
+    return flags, others
+
+
+def sweeps(words: list[str]) -> bool:
+    """Whether several jobs are asked for."""
+    return bool({"-m", "--multirun"} & {*words})
 
 
 def run(command: str, overrides: list[str]) -> int:
@@ -82,7 +123,8 @@ def run(command: str, overrides: list[str]) -> int:
         processes = parallel.asked(completed)
         if processes is not None:
             return parallel.launch(processes, command, overrides)
-        sys.argv = [f"fsl {command}", *parallel.quiet(completed)]
+        flags, others = apart(parallel.quiet(completed))
+        sys.argv = [f"fsl {command}", *flags, *others]
         module.main()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

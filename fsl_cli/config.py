@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import os
 import re
 import types
@@ -45,6 +46,9 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
+    for key, value in flat(OmegaConf.to_container(cfg)).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{key} = nan, but it must be a number. Give it one.")
     if cfg.get("clip_norm") is not None and cfg.clip_norm <= 0:
         raise ValueError(f"clip_norm = {cfg.clip_norm}, but it must be positive, or null for no clipping.")
     for key in ("threads", "task_chunk"):
@@ -182,8 +186,9 @@ def _fits(value: Any, hint: Any) -> bool:
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(str(option) for option in typing.get_args(hint))
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-    return names.get(hint) or str(hint).replace("torch.Tensor", "").strip(" |").replace("None", "null")
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", types.NoneType: "null"}
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return " or ".join(names.get(part) or str(part) for part in parts if getattr(part, "__name__", "") != "Tensor")
 
 
 def differences(cfg: DictConfig, other: DictConfig) -> dict[str, tuple[Any, Any]]:
@@ -213,7 +218,7 @@ def quoted(overrides: Iterable[str]) -> list[str]:
         if equals and key in PATHS:
             if not value:
                 raise ValueError(f"{key} has no value. Give it one, {key}=PATH, or leave it out.")
-            if value != "null" and value[0] not in "'\"[{" and "${" not in value:
+            if value != "null" and value[0] not in "'\"" and "${" not in value:
                 value = str(Path(value).expanduser()) if value.startswith("~") else value
                 escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
                 word = f"{key}='{escaped}'"

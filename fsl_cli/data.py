@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from fsl_cli import folders
 from fsl_cli.config import build, check
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import SPLITS, Packed
@@ -107,14 +108,12 @@ def show(data: Packed, cfg: DictConfig) -> str:
     firsts = zip(indices.items[0, :, 0], indices.turns[0, :, 0], strict=True)
     own = [(classes.starts <= item) & (item < ends) & (classes.turns == turn) for item, turn in firsts]
     names = [classes.names[int(mine.argmax())] for mine in own]
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = folders.new(cfg.out if data.item_shape else Path(cfg.out).with_suffix(".txt"), "out")
     if data.item_shape:
         episode = Store(data.items, torch.device("cpu"), budget=0).episodes(indices, task.shot)
         pixels = (255 * picture(episode, episode.query.targets)).round().to(torch.uint8)  # [3, H, W]
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")
     else:
-        out = out.with_suffix(".txt")
         out.write_text(transcript(names, [to_texts(data.items[own]) for own in indices.items[0]], task.shot), encoding="utf-8")
         log.info(out.read_text(encoding="utf-8"))
     return f"{out}: {task.way}-way {task.shot}-shot on {data.name} {cfg.split}, rows {', '.join(names)}"

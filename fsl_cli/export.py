@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fsl_cli import loading
+from fsl_cli import folders, loading
 from fsl_cli.classifier import Classifier
 from fsl_cli.errors import RunError, told
 from fsl_cli.schema import Format, register
@@ -43,11 +43,10 @@ def run(cfg: DictConfig) -> None:
     if cfg.classifier is None:
         raise ValueError("classifier has no value. Name a file that fsl adapt wrote: classifier=my_classifier.")
     suffix = SUFFIX[cfg.format]
-    output = Path(cfg.output or f"{cfg.classifier}{suffix}").expanduser()
-    if output.suffix != suffix:
-        raise ValueError(f"output = {output}, but format={cfg.format.value} writes files that end in {suffix}. Name it so.")
-    if output.exists():
-        raise ValueError(f"output = {output} is there already. Choose another name, or remove it.")
+    name = cfg.output or f"{cfg.classifier}{suffix}"
+    if Path(name).suffix != suffix:
+        raise ValueError(f"output = {name}, but format={cfg.format.value} writes files that end in {suffix}. Name it so.")
+    output = folders.new(name, "output")
     if cfg.format == Format.onnx:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
@@ -55,7 +54,6 @@ def run(cfg: DictConfig) -> None:
     classifier = loading.load_classifier(cfg.classifier, "device=cpu")
     if classifier.trained.what == "texts":
         raise ValueError(f"classifier = {cfg.classifier} takes texts, and only those of images can be exported. Use fsl predict.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{os.getpid()}-{output.name}")
     try:
         answers = (write_torch if cfg.format == Format.torch else write_onnx)(classifier, draft)

@@ -1,7 +1,8 @@
 """The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fsl_cli.datasets.archives import listing
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
@@ -50,6 +52,7 @@ def labelled(folder: str) -> list[Labelled]:
                 f"give support={path} if the folders in there are the classes."
             )
         files += [Labelled(file, path.name) for file in images]
+    refuse_odd_names([file.path for file in files], "support")
     return files
 
 
@@ -61,7 +64,30 @@ def images(place: str) -> list[Path]:
     found = _below(root)
     if not found:
         raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
+    refuse_odd_names(found, "query")
     return found
+
+
+def refuse_odd_names(paths: Iterable[Path], key: str) -> None:
+    """Refuses names of files, from an old archive say, that no text can hold: they could be written nowhere."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            name = os.fsencode(path).decode("utf-8", "replace")
+            raise ValueError(f"{key}: the name of {name} is not in UTF-8. Rename the file or folder.") from error
+
+
+def new(place: str | Path, key: str) -> Path:
+    """A file that is to be written under `key`, in a folder that is there; refuses one that exists already."""
+    path = Path(place).expanduser()
+    if path.exists():
+        raise ValueError(f"{key} = {place} is there already. Choose another name, or remove it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key} = {place} cannot be written ({error.filename}: {error.strerror}). Choose another.") from error
+    return path
 
 
 class Reader:
@@ -120,8 +146,9 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _below(root: Path) -> list[Path]:
-    """The images in and below a folder, sorted."""
-    return sorted(path for path in root.rglob("*") if _is_image(path) and not _hidden(path.relative_to(root)))
+    """The images in and below a folder, sorted; links are followed."""
+    names = [name for name in listing(root) if not _hidden(Path(name))]
+    return sorted(root / name for name in names if _is_image(root / name))
 
 
 def _hidden(path: Path) -> bool:

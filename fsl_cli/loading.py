@@ -39,6 +39,12 @@ def prepare(overrides: list[str]) -> list[str]:
         return ["model=text_encoder", *overrides] if is_table(words.get("support", "")) and "model" not in words else overrides
     if len(keys) == 2:
         raise ValueError("classifier already holds what its checkpoint did. Give checkpoint or classifier, not both.")
+    for key in words:
+        if keys == ["classifier"] and key.partition(".")[0] in ("algo", "model", "size"):
+            raise ValueError(
+                f"{key} = {words[key]}, but the classifier has learned its classes, and how sure to be, with what it has. Leave "
+                f"{key} out, or run fsl adapt again."
+            )
     config = OmegaConf.to_container(OmegaConf.create(checkpoint.load(words[keys[0]], keys[0])["config"]))
     assert isinstance(config, dict)
     offer({group: config[group] or {} for group in TRAINED})
@@ -59,6 +65,8 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
         raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, neither images nor texts. Use another.")
     if cfg.size is not None and not shape:
         raise ValueError(f"size = {cfg.size}, but texts have none. Leave it out.")
+    if cfg.size is not None and not 8 <= cfg.size <= 512:
+        raise ValueError(f"size = {cfg.size}, expected 8 to 512 pixels. Leave it out for the size of the training.")
     shape = (shape[0], cfg.size, cfg.size) if cfg.size is not None else shape
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")

@@ -105,7 +105,7 @@ def line(classifier: Classifier) -> str:
 
 
 def assess(classifier: Classifier) -> dict[str, Any]:
-    """Logs the accuracy on the support set, each left out in turn; returns it for predictions.json."""
+    """Logs the accuracy on the support set, one of every class left out at a time; returns it for predictions.json."""
     found = classifier.leave_one_out()
     log.info(
         f"Leave-one-out accuracy on the support {classifier.trained.what}: {100 * found.accuracy:.1f} % "
@@ -119,7 +119,7 @@ def chosen(classifier: Classifier) -> dict[str, Any]:
     found = classifier.rejection()
     log.info(
         f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps "
-        f"{100 * found.kept:.0f} % of {found.known} that were left out alone, and refuses {100 * found.refused:.0f} % of "
+        f"{100 * found.kept:.0f} % of {found.known} that were left out, and refuses {100 * found.refused:.0f} % of "
         f"{found.unknown} left out with their whole class"
     )
     return {"reject_below": found.threshold, "rejection": found._asdict()}

@@ -1,5 +1,6 @@
 """Where a run that goes on starts from: `resume=PATH` or `resume=auto`, and what may change between its processes."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dic
             raise ValueError(
                 f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
                 f"Leave {key} out to go on, or start a new run without resume."
+            )
+
+
+def refuse_other_test(cfg: DictConfig, folder: Path) -> None:
+    """Refuses to test a finished run once more, but on another number of episodes: its result would be lost."""
+    path = folder / "result.json"
+    if path.exists():
+        episodes = json.loads(path.read_text(encoding="utf-8"))["episodes"]
+        if episodes != cfg.episodes:
+            raise ValueError(
+                f"episodes = {cfg.episodes}, but the run in {folder} is finished, and was tested on {episodes}. Score it anew "
+                f"with fsl evaluate checkpoint={folder / 'best.pt'} episodes={cfg.episodes}."
             )
 
 

@@ -66,6 +66,6 @@ class Run:
             if not np.isfinite([loss, norm]).all():
                 raise RunError(
                     f"At step {number} the loss was {loss:.4g} and the gradient norm {norm:.4g}: the run has diverged. "
-                    "Lower optimizer.lr (or algo.inner_lr), or set clip_norm; last.pt is from before."
+                    "Lower optimizer.lr (or algo.inner_lr), or set clip_norm; last.pt, if there is one, is from before."
                 )
         return rows

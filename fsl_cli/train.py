@@ -65,6 +65,8 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
         state.restore(content)
+        if state.done(cfg.steps, cfg.early_stop):
+            resume.refuse_other_test(cfg, folder)
         log.info(f"Going on from step {state.step} of {cfg.steps}.")
         seen = checkpoint.seen(content)
     else:
@@ -177,7 +179,7 @@ def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     if not state.window:
         raise RunError(
             f"No step up to {state.step} since the last log had a finite gradient: the run has diverged. Lower optimizer.lr "
-            "(or algo.inner_lr), or set device.precision=fp32; last.pt is from before."
+            "(or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
         )
     loss, measure, norm = np.mean(state.settled(), axis=0).tolist()
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now

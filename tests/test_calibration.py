@@ -4,7 +4,6 @@ import pytest
 import torch
 from test_algos import blobs, make
 
-from fsl_cli import speed
 from fsl_cli.calibration import held_out, rejection, temperature
 from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
@@ -32,25 +31,11 @@ def test_the_interval_of_a_share_is_that_of_wilson():
     assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
 
 
-def test_fewer_copies_of_a_large_network_are_adapted_at_once(monkeypatch: pytest.MonkeyPatch):
-    built, calls = make("maml", "mlp").eval(), []
-    built.use_norm("support")
-    support = Examples(*(tensor[0] for tensor in blobs(1, 3, 2, 4).support))
-    whole = held_out(built, support, False)[0].detach()
-    weights = sum(parameter.numel() for parameter in built.parameters())
-    monkeypatch.setattr(speed, "ADAPTED", 2 * weights + 1)
-    assert tuple(speed.at_once(*pair) for pair in ((built, 8), (built, 1), (make("protonet", "mlp"), 8))) == (2, 1, 8)
-    predictions = built.predictions
-    monkeypatch.setattr(built, "predictions", lambda batch: calls.append(len(batch.query.targets)) or predictions(batch))
-    torch.testing.assert_close(held_out(built, support, False)[0].detach(), whole)
-    assert calls == [2, 2, 2]
-
-
-def test_together_one_item_of_every_class_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch):
+def test_one_item_of_every_class_is_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch):
     built = make("protonet", "mlp").eval()
     support = Examples(*(tensor[0] for tensor in blobs(1, 3, 4, 1).support))
     slots = support.targets.argmax(1)
-    logits, judged = held_out(built, support, False, together=True)
+    logits, judged = held_out(built, support, False)
     ranks = [(slots[:row] == slots[row]).sum().item() for row in range(len(slots))]
     expected, order = [], []
     for turn in range(4):
@@ -62,7 +47,16 @@ def test_together_one_item_of_every_class_is_left_out_at_a_time(monkeypatch: pyt
     calls = []
     predictions = built.predictions
     monkeypatch.setattr(built, "predictions", lambda batch: calls.append(batch.query.targets.shape[1]) or predictions(batch))
-    assert len(held_out(built, support, False, limit=7, together=True)[0]) == sum(calls) == 7
+    assert len(held_out(built, support, False, limit=7)[0]) == sum(calls) == 7
     assert max(calls) <= 3
-    empty, none = held_out(built, support, False, least=5, together=True)
+    empty, none = held_out(built, support, False, least=5)
     assert (tuple(empty.shape), len(none)) == ((0, 3), 0)
+
+
+@pytest.mark.parametrize("algo", ["logistic", "protonet"])
+def test_classes_that_are_told_apart_are_told_apart_when_one_of_each_is_left_out(algo: str):
+    torch.manual_seed(0)
+    built = make(algo, "mlp").eval()
+    support = Examples(*(tensor[0] for tensor in blobs(1, 3, 4, 1, noise=0.1).support))
+    logits, slots = held_out(built, Examples(built.embed(support.inputs), support.targets), True)
+    assert (logits.argmax(1) == slots).double().mean() > 0.8

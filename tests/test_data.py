@@ -54,6 +54,8 @@ def test_show_draws_an_episode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     assert picture.shape == (3 * 32, 6 * 32, 3)
     assert fsl(monkeypatch, "data", "show", *words, "out=other.png", "episode=1") == 0
     assert not np.array_equal(picture, np.asarray(Image.open("other.png")))
+    said = message(monkeypatch, capfd, "data", "show", *words)
+    assert said == "out = pictures/episode.png is there already. Choose another name, or remove it."
 
 
 def test_show_names_its_picture_itself(monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from test_cli import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
+from fsl_cli.cli import apart
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -55,6 +56,11 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["out="], ["out has no value. Give it one, out=PATH"]),
         (["out=there", "-m"], ["out = there, but the jobs of a sweep", "hydra.sweep.dir=there"]),
         (["resume=nothing.pt"], ["resume = nothing.pt: there is no such file"]),
+        (["--steps=20"], ["--steps=20 begins with a dash. Options are written key=value: steps=20."]),
+        (["steps", "20"], ["'steps' is not of the form key=value. Write it so, without blanks"]),
+        (["seed=0,1"], ["seed=0,1 gives several values. Add -m to run each of them: fsl train -m seed=0,1."]),
+        (["clip_norm=nan"], ["clip_norm = nan, but it must be a number."]),
+        (["optimizer.lr=abc"], ["optimizer.lr = 'abc', but it must be a number."]),
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words: list[str], parts: list[str], monkeypatch: Any, capfd: Any):
@@ -71,6 +77,24 @@ def test_cuda_without_a_device_is_refused(monkeypatch: Any, capfd: Any):
 
 def test_an_unknown_command_is_refused(monkeypatch: Any, capfd: Any):
     assert "There is no command 'trian'" in message(monkeypatch, capfd, "trian")
+    assert "fsl algos takes no other words, but was given 'maml'" in message(monkeypatch, capfd, "algos", "maml")
+
+
+def test_flags_of_hydra_may_stand_anywhere(monkeypatch: Any, capfd: Any):
+    assert apart(["a=1", "--cfg", "job", "b=2", "-m", "--info=all"]) == (["--cfg", "job", "-m", "--info=all"], ["a=1", "b=2"])
+    assert fsl(monkeypatch, "train", *SMALL, "--cfg", "job", "steps=7") == 0
+    assert "steps: 7" in capfd.readouterr().out
+    assert fsl(monkeypatch, "evaluate", "model=efficientnet_lite0", "--cfg", "job", "dataset=strokes", "episodes=7") == 0
+    assert "episodes: 7" in capfd.readouterr().out
+
+
+def test_a_finished_run_is_not_tested_otherwise(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=2") == 0
+    before = Path("run/result.json").read_bytes()
+    said = message(monkeypatch, capfd, "train", "resume=run/last.pt", "episodes=7")
+    assert "episodes = 7, but the run in run is finished" in said and "checkpoint=run/best.pt episodes=7" in said
+    assert Path("run/result.json").read_bytes() == before
+    assert fsl(monkeypatch, "train", "resume=run/last.pt") == 0
 
 
 def test_missing_data_without_a_network_says_where_to_put_it(monkeypatch: Any, capfd: Any, tmp_path: Path):

@@ -11,6 +11,7 @@ from PIL import Image
 from test_archives import write_folder
 from test_photos import FILES, LISTS, images, picture
 
+from fsl_cli.datasets.class_splits import from_file
 from fsl_cli.datasets.image_folder import ImageFolder
 from fsl_cli.datasets.images import open_image, to_item
 from fsl_cli.datasets.packed import SPLITS, Packed
@@ -65,6 +66,12 @@ def test_lists_are_the_split(tmp_path):
     (tmp_path / "lists.json").write_text(json.dumps({"train": ["n04"], "val": ["n01"], "test": ["n02"]}))
     found = own(tmp_path / "own", lists=str(tmp_path / "lists.json"))
     assert members(found) == {"train": {"n04"}, "val": {"n01"}, "test": {"n02"}}
+
+
+def test_lists_may_hold_numbers(tmp_path):
+    (tmp_path / "lists.json").write_text(json.dumps({"train": [7], "val": ["8"], "test": [10, "9"]}))
+    found = from_file(["10", "7", "8", "9"], tmp_path / "lists.json", "class")
+    assert {split: list(own) for split, own in found.items()} == {"train": [1], "val": [2], "test": [0, 3]}
 
 
 @pytest.mark.parametrize(

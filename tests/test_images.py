@@ -56,6 +56,8 @@ def test_what_is_transparent_is_white(tmp_path: Path):
     values = np.asarray(saved(tmp_path / "d.gif", palette, transparency=0))
     assert values[0, 0].tolist() == [200, 100, 50]
     assert values[3, 3].tolist() == [255, 255, 255]
+    deep = Image.fromarray(np.array([[0, 32768], [65535, 32768]], np.uint16))
+    assert np.asarray(saved(tmp_path / "e.png", deep, transparency=1)).tolist() == [[0, 127], [255, 127]]
 
 
 def test_damaged_files_of_every_format_are_named_and_nothing_else_is_raised(tmp_path: Path):
@@ -106,6 +108,7 @@ def test_a_drawing_is_the_same_on_white_and_on_black_large_and_small(cache_dir: 
         wide = to_drawing(Image.fromarray(np.pad(255 - item[0], ((0, 0), (14, 14)), constant_values=255)), (1, 28, 28))
         assert wide.any(axis=(0, 2)).sum() < 20  # the page was completed to a square, not stretched
     assert not to_drawing(Image.new("L", (50, 50), 200), (1, 28, 28)).any()
+    assert to_drawing(Image.new("L", (400_000, 4), 200), (1, 28, 28)).shape == (1, 28, 28)  # 149 GiB as a square of that side
 
 
 def test_a_fine_pen_on_a_large_page_stays():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -221,19 +222,21 @@ def test_answers_do_not_depend_on_the_other_files(models, drawings, monkeypatch)
 
 
 @pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
-def test_leaving_one_out_is_what_learning_from_the_others_answers(algo, models, drawings):
+def test_leaving_one_of_each_out_is_what_learning_from_the_others_answers(algo, models, drawings):
     source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
     files = sorted(Path("support").rglob("*.png"))
     items, labels = source.items(files), [file.parent.name for file in files]
     whole = source.learn(items, labels)
     logits, slots = held_out(source.algo, whole.support, source.embeds)
-    assert slots.tolist() == [CLASSES.index(label) for label in labels]
-    for out in range(len(files)):
-        rest = [row for row in range(len(files)) if row != out]
+    turns = [[row for row, label in enumerate(labels) if labels[:row].count(label) == turn] for turn in range(4)]
+    assert slots.tolist() == [CLASSES.index(labels[row]) for out in turns for row in out] and len(slots) == len(files)
+    answers = []
+    for out in turns:
+        rest = [row for row in range(len(files)) if row not in out]
         part = source.learn(items[rest], [labels[row] for row in rest])
         with torch.no_grad():
-            expected = part.predictor(source.inputs(items[out : out + 1]))[0]
-        torch.testing.assert_close(logits[out], expected, rtol=1e-4, atol=1e-4)
+            answers.append(part.predictor(source.inputs(items[out])))
+    torch.testing.assert_close(logits, torch.cat(answers), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("algo", ["protonet", "maml"])
@@ -268,6 +271,9 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
         (["support=support", "query=query", "reject_below=some"], ["reject_below = some, but it must be a probability"]),
         (["support=support", "query=query", "norm=transductive"], ["norm = transductive would let each answer depend"]),
         (["support=support", "query=query", "norm=one_query"], ["norm = 'one_query', but ProtoNet"]),
+        (["support=support", "query=query", "size=4"], ["size = 4, expected 8 to 512 pixels"]),
+        (["support=support", "query=odd"], ["query: the name of odd/caf\ufffd.png is not in UTF-8. Rename the file"]),
+        (["support=oddly", "query=query"], ["support: the name of oddly/a\ufffd/0.png is not in UTF-8"]),
         (["support=support", "query=query", "querry=a"], ["no key querry", "Did you mean query?"]),
         (["support=support", "query=query", "device=ddp"], ["device = ddp, but predictions are made by one process"]),
         (["support=support", "query=query", "classifier=x"], ["Give checkpoint or classifier, not both."]),
@@ -278,16 +284,30 @@ def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words, parts, models, drawings, monkeypatch, capfd):
-    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b", "deep/b"):
+    odd = os.fsdecode(b"odd/caf\xe9.png")
+    for folder in ("lonely/a", "empty/none", "broken/a", "broken/b", "deep/b", "odd"):
         Path(folder).mkdir(parents=True)
     for copy in ("empty/some", "broken/a", "deep/a/more", "deep/a", "deep/b"):
         Path(copy).mkdir(parents=True, exist_ok=True)
         Path(copy, "0.png").write_bytes(Path("support/oak/0.png").read_bytes())
     Path("broken/b/0.png").write_text("nothing")
+    for copy in (odd, os.fsdecode(b"oddly/a\xe9/0.png"), "oddly/b/0.png"):
+        Path(copy).parent.mkdir(parents=True, exist_ok=True)
+        Path(copy).write_bytes(Path("support/oak/0.png").read_bytes())
     said = message(monkeypatch, capfd, *PREDICT, f"checkpoint={models}/protonet/best.pt", "out=run", *words)
     for part in parts:
         assert part in said
     assert not Path("run/predictions.json").exists()
+
+
+def test_links_to_folders_and_names_with_brackets_are_followed(models, drawings, monkeypatch):
+    Path("[links] {x}").mkdir()
+    Path("[links] {x}", "more").symlink_to(Path("query").resolve())
+    Path("[links] {x}", "round").symlink_to(Path("[links] {x}").resolve())
+    words = (*PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=[links] {x}", "out=run")
+    assert fsl(monkeypatch, *words) == 0
+    found = [row["file"] for row in rows("run")]
+    assert found == sorted(f"[links] {{x}}/more/{file.removeprefix('query/')}" for files in drawings.values() for file in files)
 
 
 def test_a_head_of_another_width_is_named(models, drawings, monkeypatch, capfd):
@@ -308,6 +328,15 @@ def test_files_of_the_wrong_kind_are_told_apart(models, drawings, monkeypatch, c
     assert f"Try checkpoint={best}" in message(monkeypatch, capfd, *PREDICT, f"classifier={best}", "query=query")
     said = message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", "support=support")
     assert "support = support, but the classifier has learned its classes" in said
+    for word in ("size=56", "algo=centroid", "algo.scale=2", "model.filters=3"):
+        said = message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", word)
+        assert f"{word.replace('=', ' = ')}, but the classifier has learned its classes, and how sure to be" in said
+    said = message(monkeypatch, capfd, *PREDICT, "classifier=support", "query=query")
+    assert said == "classifier = support is a folder. Name the file that fsl adapt wrote."
+    for word in ("adapt", "export"):
+        given = ["support=support", f"checkpoint={best}"] if word == "adapt" else ["classifier=kept"]
+        said = message(monkeypatch, capfd, word, *given, "output=kept/x.pt2")
+        assert said.startswith("output = kept/x.pt2 cannot be written (kept: ")
     assert "norm = support, but" in message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", "norm=support")
     assert "there is no such file. Name a file that fsl adapt wrote" in message(monkeypatch, capfd, "export", "classifier=no")
     assert "classifier has no value" in message(monkeypatch, capfd, "export")

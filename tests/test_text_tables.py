@@ -27,6 +27,7 @@ def test_tables_of_several_forms_are_read(name: str, content: str, tmp_path: Pat
     [
         (b"", "is empty"),
         (b"where, is my card,card\nhello,greeting", "line 1: 3 columns, expected two"),
+        (b"hello;greeting\nbye;parting", "line 1: 1 columns, expected two, text,label, parted by a comma"),
         (b"text,label\nhello,greeting\nonly", "line 3: 1 columns"),
         (b"text,name\nhello,greeting", "has the columns text, name, expected text and one of label"),
         (b"sentence,intent\nwhere is my card,card\nhello,greeting", "has the columns sentence, intent, expected text and label"),
@@ -61,9 +62,12 @@ def test_questions_are_lines_or_a_column(tmp_path: Path):
     }.items():
         (tmp_path / name).write_text(content)
         assert read_texts(tmp_path / name) == ["one, two", "three"]
+    (tmp_path / "e.txt").write_text("one\u2028two\x0c three\r\nfour\x85\rfive", newline="")
+    assert len(read_texts(tmp_path / "e.txt")) == 3
     for content, words in {
         "\n": "is empty",
         "a,b\n": "several columns",
+        "n,text\n1,one\n2,\n3,three\n": "d.csv, line 3: the text is empty. Fill it in, or remove the line",
         "question\none\ntwo\n": "has the columns question, expected text. Call",
         "n,Utterance\n1,one\n": "has the columns n, Utterance, expected text",
     }.items():

@@ -53,7 +53,8 @@ def from_file(names: Sequence[str], path: Path, place: str) -> Splits:
     """The splits that a user's JSON file of lists gives; `place` is where the names are from, for messages."""
     try:
         lists = json.loads(path.read_text(encoding="utf-8"))
-        members = [str(name) for split in SPLITS for name in lists[split]]
+        lists = {split: [str(name) for name in lists[split]] for split in SPLITS}  # 7 is the class "7"
+        members = [name for split in SPLITS for name in lists[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'dataset.lists = {path} cannot be used ({error}), expected a JSON file {{"train": [class names], "val": [...], '

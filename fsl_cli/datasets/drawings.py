@@ -6,6 +6,7 @@ from PIL import Image, ImageFilter
 PAPER = 105  # side of a page of Omniglot in pixels; pages of a larger one, or with a thin pen, are brought to it
 PEN = 4  # pixels, the least width of a pen on that page: as wide as Omniglot's, so that picking pixels leaves no gaps
 FINE = 4  # a large page is brought to so many times PAPER first, where the pen is measured and widened
+MOST = 8192  # pixels, the longest side that is completed to a square as it is: what that takes grows with its square
 TRACE = 16  # of 255: from this share of ink on, a pixel of that is ink
 
 
@@ -15,6 +16,9 @@ def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     The page is completed to a square; whichever of its two tones covers less of it is the ink. Pixels are picked, as in
     the published protocols of Omniglot, whose own files give exactly the items of the data set.
     """
+    if max(image.size) > MOST:
+        image = image.convert("L")
+        image.thumbnail((MOST, MOST), Image.Resampling.BOX)
     grey = np.asarray(image.convert("L"))
     ink = grey > _threshold(grey)
     ink ^= ink.mean() > 0.5

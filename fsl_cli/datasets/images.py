@@ -80,13 +80,13 @@ def _reason(path: Path | str, error: BaseException) -> str:
 def plain(image: Image.Image) -> Image.Image:
     """A picture upright as its EXIF says, transparency on white, in mode L or RGB."""
     upright = ImageOps.exif_transpose(image)
+    if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would cut off what is brighter than 255
+        values = np.asarray(upright, dtype=np.float64)
+        upright = Image.fromarray(np.uint8(np.clip(values * _gain(values, upright.mode), 0, 255)))
     if upright.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
     if upright.mode == "RGBA":
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would cut off what is brighter than 255
-        values = np.asarray(upright, dtype=np.float64)
-        upright = Image.fromarray(np.uint8(np.clip(values * _gain(values, upright.mode), 0, 255)))
     return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
 
 

@@ -77,8 +77,8 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
     for line, cells in rows:
         if len(cells) <= max(columns) or (len(cells) != 2 and "text" not in names):
             raise ValueError(
-                f"{path}, line {line}: {len(cells)} columns, expected two, text,label. Put a text that has commas in double "
-                "quotes, or call the columns text and label in a first line."
+                f"{path}, line {line}: {len(cells)} columns, expected two, text,label, parted by a comma (in .tsv a tab). "
+                "Put a text that has commas in double quotes, or call the columns text and label in a first line."
             )
         text, label = (cells[column] for column in columns)
         if not text or not label:
@@ -96,7 +96,8 @@ def read_texts(path: Path) -> list[str]:
         ValueError: the file has none, or is something else.
     """
     if not is_table(path.name):
-        texts = [line.strip() for line in _decoded(path, None).splitlines() if line.strip()]
+        # Lines as editors count them: str.splitlines would part a text at other characters too.
+        texts = [line.strip() for line in io.StringIO(_decoded(path, None), newline=None) if line.strip()]
     else:
         rows = _rows(path, None)
         names = [cell.lower() for cell in rows[0][1]]
@@ -107,7 +108,11 @@ def read_texts(path: Path) -> list[str]:
                     f"{path} has several columns, none of which its first line calls text. Call the one of texts so."
                 )
         column = names.index("text") if "text" in names else 0
-        texts = [cells[column] for _, cells in rows["text" in names :] if len(cells) > column and cells[column]]
+        texts = []
+        for line, cells in rows["text" in names :]:
+            if not "".join(cells[column : column + 1]):
+                raise ValueError(f"{path}, line {line}: the text is empty. Fill it in, or remove the line.")
+            texts.append(cells[column])
     if not texts:
         raise ValueError(f"{path} has no texts, expected one for each line, or a csv file with a column text.")
     return texts
@@ -130,7 +135,7 @@ def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
     text = io.StringIO(_decoded(path, content), newline="")
     reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
     try:
-        rows = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader if any(cells)]
+        rows = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader if "".join(cells).strip()]
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: it is no csv ({error}). Close its quotation marks.") from error
     if not rows:
