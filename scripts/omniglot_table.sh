@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every algorithm on Omniglot (split vinyals, quarter turns as classes) in four settings, then the table.
+# Every algorithm on Omniglot (quarter turns as classes) in four settings, then the table.
 #   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings; OUT=runs/table;
+#                                             # SPLIT=shuffled: characters of all alphabets (default: vinyals);
 #                                             # WORDS="seed=1 device=cpu": more options for every run
 # Finished rows are skipped and unfinished ones go on, so that it can be stopped and started again.
 set -uo pipefail
@@ -21,7 +22,7 @@ for task in $tasks; do
         # What would train a first stage takes the row that is equal to it.
         scripts/fsl train algo="$algo" dataset=omniglot --cfg job | grep '^pretrain: train$' >/dev/null \
             && [ -f "$out/$task/finetune/result.json" ] && words+=(pretrain="$out/$task/finetune/best.pt")
-        scripts/fsl train algo="$algo" dataset=omniglot dataset.split=vinyals task="$task" out="$row" resume=auto "${words[@]}" \
+        scripts/fsl train algo="$algo" dataset=omniglot dataset.split="${SPLIT:-vinyals}" task="$task" out="$row" resume=auto "${words[@]}" \
             || { echo "$algo $task failed" >&2; failed=1; }
     done
 done
