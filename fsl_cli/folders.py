@@ -1,8 +1,7 @@
 """The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
 
-import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fsl_cli.datasets.archives import listing
+from fsl_cli.datasets.archives import listing, refuse_odd_name
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
@@ -42,7 +41,7 @@ def labelled(folder: str) -> list[Labelled]:
         raise ValueError(f"support = {folder} has {len(classes)} class folders, expected two or more, with images in each.")
     files = []
     for path in classes:
-        images = _below(path)
+        images = _below(path, "support")
         if not images:
             raise ValueError(f"support: class folder {path} has no images. Put at least one into it, or remove it.")
         deep = next((file for file in images if file.parent != path), None)
@@ -52,7 +51,6 @@ def labelled(folder: str) -> list[Labelled]:
                 f"give support={path} if the folders in there are the classes."
             )
         files += [Labelled(file, path.name) for file in images]
-    refuse_odd_names([file.path for file in files], "support")
     return files
 
 
@@ -61,21 +59,10 @@ def images(place: str) -> list[Path]:
     root = there(place, "query")
     if root.is_file():
         return [root]
-    found = _below(root)
+    found = _below(root, "query")
     if not found:
         raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
-    refuse_odd_names(found, "query")
     return found
-
-
-def refuse_odd_names(paths: Iterable[Path], key: str) -> None:
-    """Refuses names of files, from an old archive say, that no text can hold: they could be written nowhere."""
-    for path in paths:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            name = os.fsencode(path).decode("utf-8", "replace")
-            raise ValueError(f"{key}: the name of {name} is not in UTF-8. Rename the file or folder.") from error
 
 
 def new(place: str | Path, key: str) -> Path:
@@ -145,10 +132,13 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
 
 
-def _below(root: Path) -> list[Path]:
-    """The images in and below a folder, sorted; links are followed."""
+def _below(root: Path, key: str) -> list[Path]:
+    """The images in and below a folder that the user named under `key`, sorted; links are followed."""
     names = [name for name in listing(root) if not _hidden(Path(name))]
-    return sorted(root / name for name in names if _is_image(root / name))
+    found = sorted(root / name for name in names if _is_image(root / name))
+    for path in found:
+        refuse_odd_name(path, key)
+    return found
 
 
 def _hidden(path: Path) -> bool:

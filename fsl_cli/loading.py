@@ -14,6 +14,7 @@ from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
 from fsl_cli.config import arguments, build, check, composed, locate, offer, quoted, typed
+from fsl_cli.datasets.images import check_size
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
 from fsl_cli.models.embedding import Embedding
@@ -65,9 +66,9 @@ def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict
         raise ValueError(f"{key} = {path} was trained on items of shape {list(shape)}, neither images nor texts. Use another.")
     if cfg.size is not None and not shape:
         raise ValueError(f"size = {cfg.size}, but texts have none. Leave it out.")
-    if cfg.size is not None and not 8 <= cfg.size <= 512:
-        raise ValueError(f"size = {cfg.size}, expected 8 to 512 pixels. Leave it out for the size of the training.")
-    shape = (shape[0], cfg.size, cfg.size) if cfg.size is not None else shape
+    if cfg.size is not None:
+        check_size(cfg.size, "size")
+        shape = (shape[0], cfg.size, cfg.size)
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
     place = device.choose(cfg.device.name, None if cfg.device.threads == "auto" else cfg.device.threads)

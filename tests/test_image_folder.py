@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def test_lists_are_the_split(tmp_path):
     (tmp_path / "lists.json").write_text(json.dumps({"train": ["n04"], "val": ["n01"], "test": ["n02"]}))
     found = own(tmp_path / "own", lists=str(tmp_path / "lists.json"))
     assert members(found) == {"train": {"n04"}, "val": {"n01"}, "test": {"n02"}}
+
+
+def test_a_name_that_is_not_in_utf_8_is_refused(tmp_path):
+    write_folder(tmp_path / "own", FILES)
+    odd = tmp_path / "own" / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    (odd / "a.png").write_bytes(b"")
+    assert f"dataset: the name of {tmp_path}/own/caf\ufffd/a.png is not in UTF-8" in refused(tmp_path / "own")
 
 
 def test_lists_may_hold_numbers(tmp_path):

@@ -149,6 +149,12 @@ def test_of_several_cuda_devices_the_one_that_is_named_becomes_the_current_one(m
         device.choose("cuda:2")
 
 
+def test_fewer_copies_of_a_large_network_are_adapted_at_once(monkeypatch: pytest.MonkeyPatch):
+    built = make("maml", "mlp")
+    monkeypatch.setattr(speed, "ADAPTED", 2 * sum(parameter.numel() for parameter in built.parameters()) + 1)
+    assert [speed.at_once(*pair) for pair in ((built, 8), (built, 1), (make("protonet", "mlp"), 8))] == [2, 1, 8]
+
+
 @pytest.mark.parametrize(
     "text",
     ["[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"],

@@ -72,6 +72,15 @@ def listing(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def refuse_odd_name(path: Path, key: str) -> None:
+    """Refuses a name, from an old archive say, that no text can hold: it could be written nowhere. `key`: of the config."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "replace")
+        raise ValueError(f"{key}: the name of {name} is not in UTF-8. Rename the file or folder.") from error
+
+
 def fingerprint(source: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of change of an archive, or of every file of a folder: changes when its content does."""
     files = [(name, source / name) for name in listing(source)] if source.is_dir() else [(source.name, source)]

@@ -36,10 +36,15 @@ def is_image(name: str, suffixes: Set[str] = SUFFIXES) -> bool:
     return path.suffix.lower() in suffixes and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
+def check_size(size: int, key: str) -> None:
+    """Refuses a side in pixels that no model here could use."""
+    if not 8 <= size <= 512:
+        raise ValueError(f"{key} = {size}, expected 8 to 512 pixels. Use 84, as the published protocols do.")
+
+
 def check_shape(size: int, channels: int) -> None:
     """Refuses items that no model here could use."""
-    if not 8 <= size <= 512:
-        raise ValueError(f"dataset.size = {size}, expected 8 to 512 pixels. Use 84, as the published protocols do.")
+    check_size(size, "dataset.size")
     if channels not in (1, 3):
         raise ValueError(f"dataset.channels = {channels}, expected 3 for colour or 1 for grey. Choose one of them.")
 

@@ -27,11 +27,7 @@ def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
             where = label(name) if is_image(name, SUFFIXES | OTHERS) else None
             if where is None:
                 continue
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                odd = name.encode(errors="replace").decode()
-                raise ValueError(f"{source / odd} has a name that is not in UTF-8. Rename the file or folder.") from error
+            archives.refuse_odd_name(source / name, "dataset")
             if not is_image(name):
                 raise ValueError(f"{source / name} is no image that is read here. Convert it to png or jpg, or remove it.")
             images, own = tree.setdefault(where, {}), PurePosixPath(name).name
