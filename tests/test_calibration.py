@@ -1,9 +1,13 @@
-"""How sure a classifier is: temperature, threshold and interval, on answers that are made up."""
+"""How sure a classifier is: temperature, threshold and interval, on answers that are made up and on drawings."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import CLASSES
 from test_algos import blobs, make
 
+import fsl_cli
 from fsl_cli.calibration import held_out, rejection, temperature
 from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
@@ -60,3 +64,37 @@ def test_classes_that_are_told_apart_are_told_apart_when_one_of_each_is_left_out
     support = Examples(*(tensor[0] for tensor in blobs(1, 3, 4, 1, noise=0.1).support))
     logits, slots = held_out(built, Examples(built.embed(support.inputs), support.targets), True)
     assert (logits.argmax(1) == slots).double().mean() > 0.8
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
+def test_leaving_one_of_each_out_is_what_learning_from_the_others_answers(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
+    files = sorted(Path("support").rglob("*.png"))
+    items, labels = source.items(files), [file.parent.name for file in files]
+    whole = source.learn(items, labels)
+    logits, slots = held_out(source.algo, whole.support, source.embeds)
+    turns = [[row for row, label in enumerate(labels) if labels[:row].count(label) == turn] for turn in range(4)]
+    assert slots.tolist() == [CLASSES.index(labels[row]) for out in turns for row in out] and len(slots) == len(files)
+    answers = []
+    for out in turns:
+        rest = [row for row in range(len(files)) if row not in out]
+        part = source.learn(items[rest], [labels[row] for row in rest])
+        with torch.no_grad():
+            answers.append(part.predictor(source.inputs(items[out])))
+    torch.testing.assert_close(logits, torch.cat(answers), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("algo", ["protonet", "maml"])
+def test_a_class_of_one_image_cannot_be_left_out(algo, models, drawings):
+    source = fsl_cli.load(models / algo / "best.pt", "device=cpu")
+    files = [
+        Path(f"support/{name}/{number}.png") for name, count in zip(CLASSES, (1, 2, 1), strict=True) for number in range(count)
+    ]
+    classifier = source.adapt(files, [file.parent.name for file in files])
+    assert classifier.leave_one_out().images == 2
+    single = source.adapt([files[0], files[1], files[3]], CLASSES)
+    assert single.temperature == 1
+    with pytest.raises(ValueError, match="leave_one_out = true, but no class has two support items"):
+        single.leave_one_out()
