@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 SMALL = [
     "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
-    "task.queries=3", "episodes=20", "val_episodes=10", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
+    "task.queries=3", "episodes=8", "val_episodes=4", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
 ]  # fmt: skip
 ALGOS = {
     "protonet": ["task.train_way=6", "steps=8"],
@@ -52,7 +52,7 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
                 "wall_time_s", "tasks_per_s", "macro_f1", "nll", "calibration_error", "inner_steps", "val"):  # fmt: skip
         assert key in ours, key
     assert (ours["algo"], ours["dataset"], ours["split"]) == (algo, "strokes", "test")
-    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=20", "device=cpu") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=8", "device=cpu") == 0
     again = result("evaluated")
     for key in ("accuracy", "ci95", "macro_f1", "nll", "calibration_error", "norm", "way", "queries", "step", "train_seed"):
         assert again[key] == ours[key], key
@@ -278,7 +278,7 @@ def test_evaluate_at_another_way_shot_norm_split_and_data_set(monkeypatch: pytes
 
 def test_another_head_uses_the_network_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     assert trained(monkeypatch, "protonet", "run") == 0
-    evaluate = ["evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu"]
+    evaluate = ["evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu"]
     capfd.readouterr()
     assert fsl(monkeypatch, *evaluate, "algo=logistic", "out=other") == 0
     assert "logistic on strokes test (6 classes), 5-way 1-shot: " in (said := capfd.readouterr().out)

@@ -81,9 +81,8 @@ def refusal(raw: Path) -> str:
 
 @pytest.mark.data
 @pytest.mark.parametrize(("split", "sizes"), [("lake", (792, 172, 659)), ("vinyals", (1028, 172, 423))])
-def test_omniglot_has_the_published_classes_and_splits(data_dir, tmp_path_factory, split, sizes):
-    cache = tmp_path_factory.getbasetemp() / "omniglot-cache"  # packed once for both splits
-    data = Omniglot(data_dir, str(cache), split=split, rotations="none").load()
+def test_omniglot_has_the_published_classes_and_splits(data_dir, cache_dir, split, sizes):
+    data = Omniglot(data_dir, cache_dir, split=split, rotations="none").load()
     assert data.items.shape == (32460, 1, 28, 28) and set(np.unique(data.items)) == {0, 255}
     assert 0.07 < (data.items > 0).mean() < 0.09, "ink is white on black"
     assert set(data.counts) == {20} and len(set(data.names)) == 1623
@@ -96,9 +95,8 @@ def test_omniglot_has_the_published_classes_and_splits(data_dir, tmp_path_factor
 
 
 @pytest.mark.data
-def test_the_shuffled_split_has_characters_of_all_alphabets_in_training(data_dir, tmp_path_factory):
-    cache = tmp_path_factory.getbasetemp() / "omniglot-cache"
-    data = Omniglot(data_dir, str(cache), split="shuffled").load()
+def test_the_shuffled_split_has_characters_of_all_alphabets_in_training(data_dir, cache_dir):
+    data = Omniglot(data_dir, cache_dir, split="shuffled").load()
     parts = [data.splits[split] for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [1100, 100, 423] and sorted(np.concatenate(parts)) == list(range(1623))
     assert len({data.names[c].split("/")[0] for c in parts[0]}) == 50
@@ -106,9 +104,8 @@ def test_the_shuffled_split_has_characters_of_all_alphabets_in_training(data_dir
 
 
 @pytest.mark.data
-def test_the_vinyals_test_split_begins_with_gurmukhi_42(data_dir, tmp_path_factory):
-    cache = tmp_path_factory.getbasetemp() / "omniglot-cache"
-    data = Omniglot(data_dir, str(cache), split="vinyals").load()
+def test_the_vinyals_test_split_begins_with_gurmukhi_42(data_dir, cache_dir):
+    data = Omniglot(data_dir, cache_dir, split="vinyals").load()
     names = [data.names[c] for c in data.splits["test"]]
     assert names[:5] == [f"Gurmukhi/character{c}" for c in (42, 43, 44, 45)] + ["Kannada/character01"]
     assert names[-1] == data.names[-1] == "ULOG/character26"

@@ -199,7 +199,7 @@ def test_classes_that_were_trained_on_are_told(models: Path, monkeypatch: Any, c
 def test_an_evaluation_has_the_precision_of_the_training(monkeypatch: Any):
     assert trained(monkeypatch, "protonet", "run", "device.precision=bf16", "steps=2") == 0
     for out, words in (("again", []), ("typed", ["device.precision=fp32"])):
-        assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", f"out={out}", *words) == 0
+        assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", f"out={out}", *words) == 0
     assert [result(name)["precision"] for name in ("run", "again", "typed")] == ["bf16", "bf16", "fp32"]
     assert result("again")["nll"] == result("run")["nll"] != result("typed")["nll"]
 

@@ -162,7 +162,7 @@ def test_a_frozen_network_trains_what_stands_on_it_and_nothing_else(tmp_path: Pa
     said = message(monkeypatch, capfd, "train", "algo=protonet", *words)
     assert said.startswith("model.frozen = true leaves nothing to train.")
     assert fsl(monkeypatch, "train", *words, *ALGOS["finetune"], "algo=finetune", "steps=2", "out=run") == 0
-    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu", "out=again") == 0
     assert result("again")["accuracy"] == result("run")["accuracy"]
     weights = [torch.load(f"run/{name}.pt", weights_only=True)["algo"] for name in ("best", "last")]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items() if name.startswith("model."))

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 SIZES = {"clinc150": (50, 50, 50), "banking77": (25, 25, 27)}
 SMALL = [
-    "model.features=32", "model.buckets=500", "task.way=2", "task.train_way=2", "task.queries=3", "task.tasks=2", "episodes=20",
-    "val_episodes=10", "device=cpu",
+    "model.features=32", "model.buckets=500", "task.way=2", "task.train_way=2", "task.queries=3", "task.tasks=2", "episodes=8",
+    "val_episodes=4", "device=cpu",
 ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str
     train = [word for word in words if word.startswith("algo.")]
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]"]
     assert fsl(monkeypatch, "train", f"algo={algo}", *data, *SMALL, *train, "steps=8", "eval_every=8", "out=run") == 0
-    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu", "out=again") == 0
     assert result("again")["accuracy"] == result("run")["accuracy"] > 0.5
     assert any(b"val/episode/text_summary" in path.read_bytes() for path in Path("run/tensorboard").iterdir())
     table("other.csv", 3)
@@ -273,7 +273,8 @@ def test_mistakes_with_texts_end_in_a_sentence(monkeypatch: Any, capfd: Any):
     Path("images").mkdir()
     words = ["dataset=text_csv", "dataset.file=own.csv"]
     assert "model=conv4 takes images" in message(monkeypatch, capfd, "train", *words, *SMALL[2:], "model=conv4")
-    assert "takes texts" in message(monkeypatch, capfd, "train", "model=bag_of_words", "dataset.train_classes=9", "device=cpu")
+    drawn = [f"dataset.{split}_classes=9" for split in SPLITS]
+    assert "takes texts" in message(monkeypatch, capfd, "train", "model=bag_of_words", "device=cpu", *drawn)
     data = [*words, "dataset.fractions=[0.5,0.25,0.25]", "steps=1", "eval_every=1"]
     assert fsl(monkeypatch, "train", *data, *SMALL, "out=run") == 0
     ask = ["predict", "checkpoint=run/best.pt", "device=cpu"]
@@ -322,7 +323,7 @@ def test_any_encoder_of_a_folder_is_trained_further_and_used(algo: str, encoder:
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", *SMALL[2:]]
     train = ["train", f"algo={algo}", *data, *words, "model.frozen=false", "steps=2", "eval_every=2", "out=run"]
     assert fsl(monkeypatch, *train) == 0
-    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=20", "device=cpu", "out=again") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu", "out=again") == 0
     assert result("again")["accuracy"] == result("run")["accuracy"]
     assert fsl(monkeypatch, "predict", *words, "support=own.csv", "query=own.csv", "device=cpu", "out=found") == 0
     assert len(rows("found")) == 128
