@@ -136,7 +136,7 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
 def suggest(name: str, known: Iterable[str]) -> str:
     """` Did you mean ...?` if something known is close, else the list of what is known."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
 
 
