@@ -23,7 +23,7 @@ GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
 # Names of files among what can be typed.
 PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
-         "dataset.root", "dataset.file", "dataset.lists", "dataset.source")  # fmt: skip
+         "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
 
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {

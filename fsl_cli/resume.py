@@ -38,6 +38,8 @@ def prepare(overrides: list[str]) -> list[str]:
             f"a new run from this network: pretrain={resume}."
         )
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
+    if words.get("device", "") not in ("", typed(started).get("device")):  # what was typed of another device is not of this one
+        kept = [word for word in kept if not any(key.startswith("device.") for key in typed([word]))]
     place = [] if "out" in words else [f"out={path.parent}"]
     rest = [word for word in overrides if "resume" not in typed([word])]
     return [*kept, *rest, *quoted([*place, f"resume={path}"])]

@@ -94,10 +94,10 @@ def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) ->
 def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
     """The config and the job of the first stage of a job: fine-tuning, unless `pretrain_with` says otherwise."""
     model = flat({"model": OmegaConf.to_container(cfg.model, resolve=True)})
-    settings = {"algo": "finetune", "model": job.choices["model"]} | model | dict(cfg.pretrain_with or {})
+    settings = {"algo": "finetune", "model": job.choices["model"]} | model | flat(OmegaConf.to_container(cfg.pretrain_with or {}))
     words = [
         *(word for word in job.overrides for key in typed([word]) if key.split(".")[0] in SHARED),
-        *(f"{key}={json.dumps(value)}" for key, value in settings.items() if key != "model._target_"),
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key != "model._target_"),
     ]
     stage, choices = composed("train", words)
     stage.out, stage.resume = str(folder), "auto"

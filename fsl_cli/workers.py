@@ -53,8 +53,6 @@ class Workers:
     @torch.no_grad()
     def _gather(self, used: list[Algorithm], shares: list[float]) -> None:
         """Adds up the gradients, and averages the buffers (Reptile's moments), which are means over tasks."""
-        for worker in used:
-            self.algo.by_class += worker.by_class
         for parameter, *copies in zip(self.algo.parameters(), *(worker.parameters() for worker in used), strict=True):
             found = [own.grad for own in copies]
             if all(gradient is not None for gradient in found):

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Every algorithm on Omniglot (quarter turns as classes) in four settings, then the table.
-#   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings; OUT=runs/table;
+#   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings;
 #                                             # SPLIT=shuffled: characters of all alphabets (default: vinyals);
-#                                             # WORDS="seed=1 device=cpu": more options for every run
+#                                             # WORDS="seed=1 device=cpu": more options for every run;
+#                                             # OUT=FOLDER (default: runs/table/SPLIT), one for each SPLIT and WORDS
 # Finished rows are skipped and unfinished ones go on, so that it can be stopped and started again.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=${OUT:-runs/table}
+split=${SPLIT:-vinyals}
+out=${OUT:-runs/table/$split}
+trap 'exit 130' INT TERM # a run that is stopped says so and ends by itself; bash would go on with the next
 tasks=${TASKS:-5way1shot 5way5shot 20way1shot 20way5shot}
 algos=("$@")
 if [ ${#algos[@]} -eq 0 ]; then
@@ -18,24 +21,27 @@ for task in $tasks; do
     for algo in "${algos[@]}"; do
         row=$out/$task/$algo
         [ -f "$row/result.json" ] && continue
-        words=(${WORDS:-})
-        # What would train a first stage takes the row that is equal to it.
-        scripts/fsl train algo="$algo" dataset=omniglot --cfg job | grep '^pretrain: train$' >/dev/null \
-            && [ -f "$out/$task/finetune/result.json" ] && words+=(pretrain="$out/$task/finetune/best.pt")
-        scripts/fsl train algo="$algo" dataset=omniglot dataset.split="${SPLIT:-vinyals}" task="$task" out="$row" resume=auto "${words[@]}" \
-            || { echo "$algo $task failed" >&2; failed=1; }
+        if [ -f "$row/last.pt" ]; then
+            words=(resume="$row/last.pt")
+        else
+            words=(algo="$algo" dataset=omniglot dataset.split="$split" task="$task" out="$row" resume=auto ${WORDS:-})
+            # What would train a first stage takes the row that is equal to it.
+            scripts/fsl train algo="$algo" dataset=omniglot --cfg job | grep '^pretrain: train$' >/dev/null \
+                && [ -f "$out/$task/finetune/result.json" ] && words+=(pretrain="$out/$task/finetune/best.pt")
+        fi
+        scripts/fsl train "${words[@]}" || { echo "$algo $task failed" >&2; failed=1; }
     done
 done
 .venv/bin/python - "$out" <<'PYTHON'
 import json, sys
 from pathlib import Path
 
-print("| algorithm | task | accuracy, % | norm | best step / steps | wall time, s |\n| --- | --- | --- | --- | --- | --- |")
+print("| algorithm | split | task | seed | accuracy, % | norm | best step / steps | wall time, s |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
 for file in sorted(Path(sys.argv[1]).glob("*/*/result.json")):
     row = json.loads(file.read_text())
     if "steps" not in row:  # an evaluation that somebody has put beside the trainings
         continue
-    print(f"| `{row['algo']}` | {row['way']}-way {row['shot']}-shot | {100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} "
+    print(f"| `{row['algo']}` | {row['dataset_options']['split']} | {row['way']}-way {row['shot']}-shot | {row['seed']} | {100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} "
           f"| {row['norm']} | {row['step']} / {row['steps']} | {row['wall_time_s']:.0f} |")
 PYTHON
 exit $failed

@@ -113,7 +113,7 @@ def test_a_frozen_network_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, capf
 
 def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     steps = ["algo.inner_steps=3", "algo.eval_inner_steps=3"]
-    stage = "pretrain_with={steps:8,eval_every:4,checkpoint_every:3,algo.batch:16,algo.head_epochs:3}"
+    stage = "pretrain_with={steps:8,eval_every:4,checkpoint_every:3,algo:{batch:16,head_epochs:3}}"
     words = ["algo=mtl", "pretrain=train", *SMALL, *steps, "steps=4", "seed=3"]
     assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
     before, after = (checkpoint.load(f"whole/{name}", "test") for name in ("pretrain/best.pt", "best.pt"))

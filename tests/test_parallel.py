@@ -74,7 +74,7 @@ def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on(
     assert "lost another process of the run" in said
     step = checkpoint.load("run/last.pt", "resume")["step"]
     assert step >= 5
-    words = ["resume=run/last.pt", f"steps={step + 5}", "device=cpu", "device.processes=null"]
+    words = ["resume=run/last.pt", f"steps={step + 5}", "device=cpu"]
     assert conftest.fsl(monkeypatch, "train", *words) == 0
     assert f"Going on from step {step}" in capfd.readouterr().out
     assert checkpoint.load("run/last.pt", "resume")["step"] == step + 5

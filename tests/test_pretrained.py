@@ -143,11 +143,24 @@ def test_timm_takes_weights_from_a_file_and_names_what_is_wrong(tmp_path: Path):
     assert network.pretrained
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "part.pth")
     (tmp_path / "text.pth").write_text("nothing")
-    for weights, part in {"part.pth": "lacks", "text.pth": "holds no weights", "no.pth": "there is no such file"}.items():
+    torch.save(torch.zeros(3), tmp_path / "lone.pth")
+    torch.save(source.state_dict() | {"layer5.weight": torch.zeros(1)}, tmp_path / "deeper.pth")
+    torch.save(source.state_dict() | {"conv1.0.weight": torch.zeros(1, 2)}, tmp_path / "wider.pth")
+    mistakes = {
+        "part.pth": "lacks",
+        "text.pth": "holds no weights",
+        "no.pth": "there is no such file",
+        "lone.pth": "holds no weights by name",
+        "deeper.pth": r"has 1 weights that the network lacks \(first: layer5\.weight\)",
+        "wider.pth": r"conv1\.0\.weight is \[1, 2\], here",
+    }
+    for weights, part in mistakes.items():
         with pytest.raises(ValueError, match=part):
             made((3, 32, 32), *words, f"model.weights={tmp_path / weights}")
     with pytest.raises(ValueError, match=r"model\.name = 'resnet-18', but timm has no such network"):
         made((3, 32, 32), "model=timm", "model.name=resnet-18")
+    with pytest.raises(ValueError, match=r"takes no images of 32 pixels\. .*: model\.size=224\.$"):
+        made((3, 32, 32), "model=timm", "model.name=vit_tiny_patch16_224", "model.size=null", "model.weights=null")
 
 
 def test_weights_that_follow_from_a_checkpoint_are_not_fetched():

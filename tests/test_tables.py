@@ -169,6 +169,12 @@ def test_an_npz_with_objects_in_it_is_refused(tmp_path):
         )
     with pytest.raises(ValueError, match=r"val\.npz is not a pickle or npz of arrays"):
         tables.load(tmp_path / "val.npz")
+    np.savez_compressed(tmp_path / "test.npz", images=pixels("test"))
+    content = bytearray((tmp_path / "test.npz").read_bytes())
+    content[60:90] = b"\xff" * 30
+    (tmp_path / "test.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"test\.npz is not a pickle or npz of arrays .*decompressing"):
+        tables.load(tmp_path / "test.npz")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,7 @@ def test_an_npz_with_objects_in_it_is_refused(tmp_path):
     [
         ("images.pkl", {"image_data": pixels("val")}, "which split"),
         ("train.pkl", {"pictures": pixels("val")}, "has pictures, expected images under one of image_data, images, data, x"),
+        ("train.pkl", {"data": 5}, "has data, expected images under one of"),
         ("train.pkl", {"image_data": pixels("val")}, "has 3 images and classes for 0 of them"),
         ("train.pkl", {"image_data": pixels("val"), "class_dict": {"n01": [0, 1]}}, "has 3 images and classes for 2 of them"),
         ("train.pkl", {"image_data": pixels("val"), "class_dict": {"n01": [0, 1, 7]}}, "classes that cannot be read"),

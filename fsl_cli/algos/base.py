@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples, chunks
@@ -177,10 +177,6 @@ class Algorithm(nn.Module, ABC):
         self.by_class.clear()
         for layer in norm_layers(self):
             layer.gathered.clear()
-
-    def with_weights(self, weights: Mapping[str, Tensor], support: Tensor) -> Predictor:
-        """The module's own `forward` with `weights` in place of its own, under the norm protocol of an episode."""
-        return lambda queries: self.under_norm(lambda inputs: functional_call(self, {**weights}, inputs), support, queries)
 
     def under_norm(self, network: Predictor, support: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `network` for query `inputs` under the norm protocol, given the support inputs of the episode."""

@@ -37,6 +37,7 @@ class MANN(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    cached_chunk = 8  # for the memories: every query has its own
 
     def __init__(self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int) -> None:
         super().__init__()

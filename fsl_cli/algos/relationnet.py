@@ -20,6 +20,7 @@ class RelationNet(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    cached_chunk = 8  # for the memory of the pairs: in 20 ways those of one episode are 75 MB, several times
 
     def __init__(self, model: Embedding, hidden: int) -> None:
         super().__init__()

@@ -80,7 +80,11 @@ class Reptile(Algorithm):
         steps += [
             state.weights for state in self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch)
         ]
-        return [self.with_weights(weights, support.inputs) for weights in steps]
+        return [self._predictor(weights, support.inputs) for weights in steps]
+
+    def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
+        """`forward` with `weights` in place of its own, under the norm protocol of an episode."""
+        return lambda queries: self.under_norm(lambda inputs: functional_call(self, weights, inputs), support, queries)
 
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:

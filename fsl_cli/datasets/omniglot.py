@@ -70,11 +70,6 @@ class Omniglot(Dataset):
         size: int = 28,
         channels: int = 1,
     ) -> None:
-        if split not in TEST_CHARACTERS:
-            known = "lake, vinyals and shuffled"
-            raise ValueError(f"dataset.split = {split!r}, but omniglot has the splits {known}. Choose one of them.")
-        if rotations not in TURNS:
-            raise ValueError(f"dataset.rotations = {rotations!r}, expected all, train or none. Choose one of them.")
         if not 8 <= size <= 224:
             raise ValueError(f"dataset.size = {size}, expected 8 to 224 pixels. Use 28 for the published protocols.")
         self.folder, self.cache_dir = Path(data_dir).expanduser() / "omniglot-py", cache_dir

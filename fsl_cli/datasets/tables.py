@@ -11,6 +11,7 @@ A release is a file for each split, or one with the images and one with the labe
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ OTHER_PHASE = re.compile("phase_(val|test)")  # more images of the training clas
 PLAIN = re.compile("[<>|=]?[biu][1248]|[<>|=]?f[248]|[<>|=]?[SU][0-9]{1,6}|[|]?O[48]?")
 # What the unpickler raises for bytes that are no pickle, or not one of those above.
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError, OSError,
-          OverflowError, ImportError, UnicodeError, zipfile.BadZipFile)  # fmt: skip
+          OverflowError, ImportError, UnicodeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 def is_table(path: Path) -> bool:
@@ -67,7 +68,7 @@ def _parts(sources: list[Path], known: set[str]) -> Iterator[tuple[Any, list[str
             table |= content if isinstance(content, dict) else {"images": content}
         where = " and ".join(map(str, paths))
         images = next((table[key] for key in IMAGES if key in table), None)
-        if images is None or len(images) == 0:
+        if images is None or _count(images) == 0:
             found = ", ".join(map(str, table)) or "nothing"
             raise ValueError(f"{where} has {found}, expected images under one of {', '.join(IMAGES)}. Use a known release.")
         shape = getattr(images, "shape", ())
@@ -82,6 +83,14 @@ def _parts(sources: list[Path], known: set[str]) -> Iterator[tuple[Any, list[str
         if named != len(images):
             raise ValueError(f"{where} has {len(images)} images and classes for {named} of them. Use all files of the release.")
         yield images, [name if name in known else f"{split}/{name}" for name in labels]
+
+
+def _count(images: Any) -> int:
+    """How many images there are: none in a lone number."""
+    try:
+        return len(images)
+    except TypeError:
+        return 0
 
 
 def _labels(table: dict[str, Any], count: int) -> list[str | None]:

@@ -61,14 +61,20 @@ class Timm(Embedding):
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
         self.network, self.size = network, size
         self.pretrained = weights is not None
-        with torch.no_grad():
-            self.out_features = self(torch.zeros(1, *item_shape)).shape[1]
+        try:
+            with torch.no_grad():
+                self.out_features = self(torch.zeros(1, *item_shape)).shape[1]
+        except (AssertionError, RuntimeError) as error:  # a transformer takes images of one size, a convolution none too small
+            raise ValueError(
+                f"model.size = {size}, but {name} takes no images of {size or item_shape[-1]} pixels. Use the size that it was "
+                f"trained on: model.size={config['input_size'][-1]}."
+            ) from error
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network((in_colour(inputs, self.size) - self.mean) / self.std)
 
 
-def _load(network: torch.nn.Module, path: Path) -> None:
+def _load(network: Any, path: Path) -> None:
     """Puts the weights of a local file into a network; those of a classifier at its end are left out."""
     if not path.is_file():
         raise ValueError(f"model.weights = {path}: there is no such file. Name one, or hub.")
@@ -80,8 +86,23 @@ def _load(network: torch.nn.Module, path: Path) -> None:
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, import_module("safetensors").SafetensorError) as error:
         raise ValueError(f"model.weights = {path} holds no weights that can be read. Save a state_dict alone.") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"model.weights = {path} holds no weights by name. Save a state_dict alone.")
     saved = next((saved[key] for key in ("state_dict", "model") if key in saved), saved)
-    missing = sorted(set(network.state_dict()) - set(saved))
+    own = network.state_dict()
+    missing = sorted(set(own) - set(saved))
     if missing:
         raise ValueError(f"model.weights = {path} lacks {len(missing)} weights of the network (first: {missing[0]}).")
+    other = sorted(name for name, weight in own.items() if weight.shape != saved[name].shape)
+    if other:
+        shapes = f"{list(saved[other[0]].shape)}, here {list(own[other[0]].shape)}"
+        raise ValueError(f"model.weights = {path} is of another network: {other[0]} is {shapes}. Choose the model.name it is of.")
+    heads = network.default_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    left = sorted(n for n in set(saved) - set(own) if n.endswith((".weight", ".bias")) and not n.startswith(heads))
+    if left:
+        raise ValueError(
+            f"model.weights = {path} has {len(left)} weights that the network lacks (first: {left[0]}), so that it is of another "
+            "one. Choose the model.name it is of."
+        )
     network.load_state_dict(saved, strict=False)
