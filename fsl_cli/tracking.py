@@ -4,8 +4,8 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -40,6 +40,7 @@ class Tracker:
         shown = sys.stderr.isatty() and not silent
         if silent:
             folder = Path(self.lines.enter_context(TemporaryDirectory()))
+        self.lines.enter_context(alone(folder))
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step] if step else []
@@ -92,6 +93,29 @@ class Tracker:
         self.file.close()
         self.board.close()
         self.lines.close()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a run folder until the run ends, and refuses one in which another process is at work."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl  # Windows has none
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"out = {folder}: another process is at work on this run. Wait until it ends, or choose another folder."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(held)
 
 
 def _step(line: str) -> int:

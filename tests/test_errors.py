@@ -13,6 +13,7 @@ from test_cli import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
 from fsl_cli.cli import apart
+from fsl_cli.tracking import alone
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -194,6 +195,17 @@ def test_classes_that_were_trained_on_are_told(models: Path, monkeypatch: Any, c
     assert "32 of the 32 train classes of strokes have the names of classes that were trained on" in capfd.readouterr().out
     assert fsl(monkeypatch, "evaluate", f"checkpoint={models}/protonet/best.pt", "episodes=2", "out=new") == 0
     assert [result(name)["classes_seen"] for name in ("seen", "new")] == [32, 0]
+
+
+def test_two_processes_do_not_go_on_with_one_run(monkeypatch: Any, capfd: Any):
+    with stopped(monkeypatch, 3):
+        assert trained(monkeypatch, "protonet", "run") == 128 + signal.SIGTERM
+    before = Path("run/metrics.jsonl").read_bytes()
+    with alone(Path("run")):
+        for words in (["resume=run/last.pt"], ["resume=auto", "out=run", *SMALL, *ALGOS["protonet"], "algo=protonet"]):
+            assert "out = run: another process is at work on this run." in message(monkeypatch, capfd, "train", *words)
+    assert Path("run/metrics.jsonl").read_bytes() == before
+    assert fsl(monkeypatch, "train", "resume=run/last.pt") == 0
 
 
 def test_an_evaluation_has_the_precision_of_the_training(monkeypatch: Any):
