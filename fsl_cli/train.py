@@ -22,7 +22,7 @@ from fsl_cli.errors import RunError, told
 from fsl_cli.functions import AnyStore, Sampler, open_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
-from fsl_cli.metrics import interval, summary
+from fsl_cli.metrics import headline, interval, summary
 from fsl_cli.models.norm import freeze
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
@@ -222,8 +222,9 @@ def finish(
     validation, test = samplers
     scores = score(state.algo, store, test, cfg.episodes)
     choices = content["choices"]
-    val = summary(score(state.algo, store, validation, cfg.val_episodes))
-    tested = summary(scores)
+    describe = summary if parallel.rank() == 0 else headline  # the other processes write nothing
+    val = describe(score(state.algo, store, validation, cfg.val_episodes))
+    tested = describe(scores)
     if state.algo.regression:
         curve = tested.get("adaptation_curve", [])
     else:

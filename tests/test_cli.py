@@ -24,7 +24,14 @@ SMALL = [
 ALGOS = {
     "protonet": ["task.train_way=6", "steps=8"],
     "maml": ["steps=8"],
-    "reptile": ["steps=8", "task.train_shot=3", "task.train_queries=0", "algo.inner_batch=5", "algo.eval_inner_steps=3"],
+    "reptile": [
+        "steps=8",
+        "task.train_shot=3",
+        "task.train_queries=0",
+        "algo.inner_batch=5",
+        "algo.inner_steps=2",
+        "algo.eval_inner_steps=2",
+    ],
     "finetune": ["steps=8", "algo.head_epochs=3", "algo.batch=16"],
 }
 
