@@ -99,8 +99,15 @@ def own() -> list[str]:
 QUICK = [word for word in SMALL if not word.startswith("dataset.")]
 
 
-@pytest.mark.parametrize("algo", ["protonet", "finetune"])
-@pytest.mark.parametrize("memory", ["null", "0"])
+@pytest.mark.parametrize(
+    ("algo", "memory"),
+    [
+        ("protonet", "null"),
+        ("finetune", "0"),
+        pytest.param("protonet", "0", marks=pytest.mark.slow),
+        pytest.param("finetune", "null", marks=pytest.mark.slow),
+    ],
+)
 def test_training_on_own_augmented_images_resumes_bit_identical(algo: str, memory: str, own: list[str], monkeypatch: Any):
     words = [*own, *QUICK, *ALGOS[algo], "task.way=3", "task.queries=3", "steps=6", f"device.memory={memory}"]
     assert fsl(monkeypatch, "train", f"algo={algo}", "out=whole", *words) == 0

@@ -114,6 +114,7 @@ def test_the_readme_recognises_texts(monkeypatch: pytest.MonkeyPatch):
             assert fsl(monkeypatch, *[word.replace("runs/train/RUN", "trained") for word in words]) == 0
 
 
+@pytest.mark.slow  # test_cli.py sweeps too, and a test above composes these words
 def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
     (words,) = [words for words in COMMANDS if "-m" in words and "hydra/launcher=submitit_slurm" not in words]
     short = ["steps=1", "episodes=2", "val_episodes=2", "task.train_shot=1", "task.train_queries=2", "seed=0"]
