@@ -7,8 +7,8 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
-from fsl_cli.functions import AnyStore, Sampler, open_sampler
 from fsl_cli.hard import hard
+from fsl_cli.sources import AnyStore, Sampler, open_sampler
 from fsl_cli.state import Run
 from fsl_cli.store import Store
 

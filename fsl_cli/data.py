@@ -18,9 +18,9 @@ from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.datasets.texts import to_texts, transcript
 from fsl_cli.episodes import EVALUATION, EpisodeSampler
 from fsl_cli.errors import told
+from fsl_cli.pictures import picture
 from fsl_cli.schema import register
 from fsl_cli.store import Store
-from fsl_cli.tracking import picture
 
 log = logging.getLogger(__name__)
 

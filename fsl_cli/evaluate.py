@@ -24,11 +24,11 @@ from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import EVALUATION
 from fsl_cli.errors import told
-from fsl_cli.functions import Sampler, open_sampler, open_store
 from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores, details, headline
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import score
+from fsl_cli.sources import Sampler, open_sampler, open_store
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
-from fsl_cli.functions import AnyStore, Sampler
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
+from fsl_cli.sources import AnyStore, Sampler
 from fsl_cli.store import Store
 
 CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many

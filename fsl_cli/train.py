@@ -19,16 +19,17 @@ from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
-from fsl_cli.functions import AnyStore, Sampler, open_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import headline, interval, summary
 from fsl_cli.models.norm import freeze
+from fsl_cli.pictures import first_episode
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
+from fsl_cli.sources import AnyStore, Sampler, open_store
 from fsl_cli.state import Run
 from fsl_cli.store import Ahead
-from fsl_cli.tracking import Tracker, first_episode
+from fsl_cli.tracking import Tracker
 
 log = logging.getLogger(__name__)
 prepare = resume.prepare

@@ -21,7 +21,7 @@ from fsl_cli.datasets.sine import Sine
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.functions import FunctionSampler, FunctionStore
 from fsl_cli.metrics import ACCURACY, MSE, concatenate, score_values, summary
-from fsl_cli.tracking import sketch
+from fsl_cli.pictures import sketch
 
 CLASSES = {algo: arguments(composed(f"algo={algo}").algo, "algo")[0] for algo in ALGOS}
 REGRESS = [algo for algo, made in CLASSES.items() if getattr(made, "regresses", False) and algo != "protomaml"]
