@@ -64,11 +64,8 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dic
     before = DictConfig(OmegaConf.create(content["config"]))
     if cfg.steps < content["step"]:
         raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
-    if cfg.steps != before.steps and _spans(before):
-        raise ValueError(
-            f"steps = {cfg.steps}, but the run was started for {before.steps}, and what its steps compute depends on that (the "
-            "schedule, or algo.multi_step or first_order_until). Leave steps out to go on, or start a new run without resume."
-        )
+    if "${steps}" in OmegaConf.to_yaml(before.schedule):
+        refuse_other_length(cfg, content, "schedule")
     chosen = {group: (choices[group], content["choices"][group]) for group in ("algo", *GROUPS)}
     values = differences(cfg, before)
     for key, (here, there) in {**chosen, **values}.items():
@@ -77,6 +74,16 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dic
                 f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
                 f"Leave {key} out to go on, or start a new run without resume."
             )
+
+
+def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) -> None:
+    """Refuses another number of steps if there are any `keys`: the settings by which a step depends on it."""
+    before = OmegaConf.create(content["config"]).steps
+    if keys and cfg.steps != before:
+        raise ValueError(
+            f"steps = {cfg.steps}, but the run was started for {before}, and what its steps compute depends on that "
+            f"({', '.join(keys)}). Leave steps out to go on, or start a new run without resume."
+        )
 
 
 def refuse_other_test(cfg: DictConfig, folder: Path) -> None:
@@ -89,12 +96,6 @@ def refuse_other_test(cfg: DictConfig, folder: Path) -> None:
                 f"episodes = {cfg.episodes}, but the run in {folder} is finished, and was tested on {episodes}. Score it anew "
                 f"with fsl evaluate checkpoint={folder / 'best.pt'} episodes={cfg.episodes}."
             )
-
-
-def _spans(cfg: DictConfig) -> bool:
-    """Whether what a step of the run computes depends on how many there are."""
-    parts = (OmegaConf.to_yaml(cfg.schedule), cfg.algo.get("multi_step"), cfg.algo.get("first_order_until"))
-    return "${steps}" in parts[0] or any(parts[1:])
 
 
 def _file(resume: str) -> Path:

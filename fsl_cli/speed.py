@@ -28,11 +28,10 @@ class Stepper:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
         self.algo, self.fastest = algo, fastest
         use(algo, fastest)
-        if (captured or compiled) and algo.changes:
+        if (captured or compiled) and (changing := changes(algo)):
             raise ValueError(
                 f"device.{'graph' if captured else 'compile'} = true, but a step of this algorithm changes in the course of the "
-                "training. Leave it false, or set algo.multi_step=0.0 and algo.first_order_until=0.0, or with algo=mtl "
-                "algo.hard_tasks=0."
+                f"training. Leave it false, or set {' '.join(f'algo.{name}=0' for name in changing)}."
             )
         if fastest["workers"] > 1 and (captured or compiled):
             raise ValueError(
@@ -109,6 +108,11 @@ class Capture:
             self.outcome = self.algo.backward(self.batch)
         self.graph = graph
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
+
+
+def changes(algo: Algorithm) -> tuple[str, ...]:
+    """The options in use by which a step depends on more than its batch: no CUDA graph can replay it."""
+    return (*algo.spans, *(["hard_tasks"] if algo.hard_tasks else []))
 
 
 def backward(algo: Algorithm, choice: Choice) -> Callable[[Batch], Outcome]:

@@ -65,6 +65,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
+        resume.refuse_other_length(cfg, content, *(f"algo.{name}" for name in state.algo.spans))
         state.restore(content)
         if state.done(cfg.steps, cfg.early_stop):
             resume.refuse_other_test(cfg, folder)

@@ -46,7 +46,7 @@ class Algorithm(nn.Module, ABC):
     score_chunk: int = 8  # tasks mapped at once in scoring
     cached_chunk: int = 250  # and in scoring from cached embeddings
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
-    changes: bool = False  # what a step computes depends on more than its batch, so that no CUDA graph can replay it
+    spans: tuple[str, ...] = ()  # the options in use by which a step depends on the share of the training that is done
     hard_tasks: int = 0  # tasks of each meta-batch whose classes are among those that the last ones failed at
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 

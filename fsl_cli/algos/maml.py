@@ -102,7 +102,7 @@ class MAML(Algorithm):
         self.inner_lr, self.first_order, self.adapts = inner_lr, first_order, adapts
         self.multi_step, self.first_order_until, self.recompute = multi_step, first_order_until, recompute
         self.inner_steps, self.eval_inner_steps = inner_steps, eval_inner_steps
-        self.changes = multi_step > 0 or first_order_until > 0
+        self.spans = tuple(name for name in ("multi_step", "first_order_until") if getattr(self, name) > 0)
         norms = norm_weights(self)
         own = [name for name, parameter in self.named_parameters() if id(parameter) not in norms]
         self.adapted = [name for name in own if adapts == "all" or name.startswith("head.") == (adapts == "head")]

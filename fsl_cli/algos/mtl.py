@@ -34,7 +34,7 @@ class MTL(Algorithm):
             raise ValueError("algo.inner_steps and algo.eval_inner_steps must be at least 0.")
         if hard_tasks < 0:
             raise ValueError(f"algo.hard_tasks = {hard_tasks}, but it must not be negative.")
-        self.hard_tasks, self.changes = hard_tasks, hard_tasks > 0
+        self.hard_tasks = hard_tasks
         self.model = model
         self.head = nn.Linear(model.out_features, way)
         self.inner_lr, self.inner_steps, self.eval_inner_steps = inner_lr, inner_steps, eval_inner_steps
