@@ -104,13 +104,13 @@ def test_numbers_texts_and_containers_come_back_as_they_were(tmp_path):
     content = {
         "a": np.arange(6, dtype=">i4").reshape(2, 3, order="F"), "b": np.array(["x", "yz"]),
         "c": [1, 2.5, None, "t", b"b", {"k": {1}}],
-        "d": np.float32(2.5), "e": defaultdict(list, {"k": [1]}), "f": np.array([1.5, -2]),
+        "d": np.float32(2.5), "e": defaultdict(list, {"k": [1]}), "f": np.array([1.5, -2]), "g": {"k": [np.array([5])]},
     }  # fmt: skip
     for protocol in (0, 2, 4, 5):
         dump(tmp_path / "a.pkl", content, protocol)
         found = tables.load(tmp_path / "a.pkl")
         assert np.array_equal(found["a"], content["a"]) and list(found["b"]) == ["x", "yz"] and found["c"] == content["c"]
-        assert (found["d"], found["e"], list(found["f"])) == (2.5, {"k": [1]}, [1.5, -2])
+        assert (found["d"], found["e"], list(found["f"]), found["g"]) == (2.5, {"k": [1]}, [1.5, -2], {"k": [5]})
 
 
 class Runs:
@@ -143,6 +143,7 @@ def hostile() -> dict[str, bytes]:
         "no pickle": b"<!DOCTYPE html>",
         "cut off": pickle.dumps({"image_data": np.zeros((9, 9))})[:-40],
         "empty": b"",
+        "a list in itself": b"(lp0\ng0\na.",
         "persistent": b"Pos\n.",
         "codec": pickle.dumps(Runs(__import__("_codecs").encode, "a", "hex")),
     }

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ORDER_SEED = 20160519  # every episode presents its class slots in one constant order
+ORDER_SEED = 20160519  # every episode of a size presents its items in one constant order
 
 
 class Cell(nn.Module):
@@ -34,7 +34,10 @@ class Cell(nn.Module):
 
 
 def presentations(n: int, way: int) -> np.ndarray:
-    """Rows of items, one of every class in each if `n` items sorted by class divide evenly, else all in one row."""
+    """The order of `n` items that are sorted by class: rows of one of every class, or a single row if `way` does not divide `n`.
+
+    Where the classes differ in size and `n` is a multiple of `way` all the same, a row may hold two of a class.
+    """
     if n % way:
         return np.random.default_rng(ORDER_SEED).permutation(n)[None]
     order = np.random.default_rng(ORDER_SEED).permutation(way)

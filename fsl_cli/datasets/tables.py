@@ -28,7 +28,7 @@ OTHER_PHASE = re.compile("phase_(val|test)")  # more images of the training clas
 PLAIN = re.compile("[<>|=]?[biu][1248]|[<>|=]?f[248]|[<>|=]?[SU][0-9]{1,6}|[|]?O[48]?")
 # What the unpickler raises for bytes that are no pickle, or not one of those above.
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError, OSError,
-          OverflowError, ImportError, UnicodeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+          RecursionError, OverflowError, ImportError, UnicodeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 def is_table(path: Path) -> bool:
@@ -126,15 +126,13 @@ def load(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         with path.open("rb") as file:
-            content = Restricted(file, encoding="latin1").load()
+            content = _plain(Restricted(file, encoding="latin1").load())
     except BROKEN as error:
         raise ValueError(
             f"{path} is not a pickle or npz of arrays and plain values ({error}), and was not read, since another could run "
             "foreign code. Use a published release of the data set."
         ) from error
-    if isinstance(content, dict):
-        return {_text(key): _plain(value) for key, value in content.items()}
-    return [_plain(value) for value in content] if isinstance(content, list | tuple) else _plain(content)
+    return {_text(key): value for key, value in content.items()} if isinstance(content, dict) else content
 
 
 class _Kind:
@@ -217,7 +215,11 @@ class Restricted(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return _plain(value.value) if isinstance(value, _Array) else value
 
 
 def _text(value: Any) -> str:
