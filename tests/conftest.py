@@ -24,9 +24,8 @@ register()
 CLASSES = ("birch", "oak", "élan (2), b")  # of the fixture drawings
 
 torch.set_num_threads(1)  # the tests are small, and pytest-xdist runs one process per core
-gc.set_threshold(
-    100_000, 20, 100
-)  # Hydra composes from many small objects: a tenth of the tests' time went into looking for garbage
+# Hydra composes from many small objects: a tenth of the tests' time went into looking for garbage.
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,6 +45,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["task.tasks=-1"], ["task.tasks = -1, but it must be at least 1."]),
         (["dataset.val_classes=1"], ["the val split has only 1 class, and an episode needs two"]),
         (["algo=null"], ["algo = null, but one must be chosen"]),
+        (
+            ["algo=snail", "pretrain=null", "pretrain_frozen=false", "algo.keys=[8]"],
+            ["algo.keys = [8] and algo.values = [32, 128, 256]"],
+        ),
         (["algo=mamlpp", "algo.recompute=true"], ["algo.recompute = true, but algo.multi_step = 0.1"]),
         (["task.queries=30"], ["task.shot + task.queries = 1 + 30 = 31, but class", "has 20 items"]),
         (["algo=maml", "task.train_way=3"], ["5 outputs", "3 classes", "task.train_way"]),

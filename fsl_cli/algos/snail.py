@@ -1,8 +1,7 @@
 """A Simple Neural Attentive Meta-Learner, Mishra et al., 2018 (https://arxiv.org/abs/1707.03141).
 
 The support items with their labels, then a query without one, form a sequence. Causal convolutions and causal attention, each of
-which adds its outputs to those before it, read the sequence; the last place is the answer. The layers are the paper's, but for
-narrower attention: keys and values of 32, 64 and 128, where it has keys of 64, 256 and 512 and values of 32, 128 and 256.
+which adds its outputs to those before it, read the sequence; the last place is the answer.
 """
 
 import math
@@ -26,15 +25,20 @@ class SNAIL(Algorithm):
     bulk = True
     norms = PLAIN_NORMS
 
-    def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: int, values: int) -> None:
+    def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: list[int], values: list[int]) -> None:
         super().__init__()
+        if not keys or len(keys) != len(values) or min(*keys, *values) < 1:
+            raise ValueError(
+                f"algo.keys = {keys} and algo.values = {values}, but each must have a number of at least 1 for every attention. "
+                "The published widths are algo.keys=[64,256,512] algo.values=[32,128,256]."
+            )
         self.model, self.way = model, way
         layers: list[Attention | Convolution] = []
         width = model.out_features + way
-        for block in range(3):
-            layers.append(Attention(width, keys * 2**block, values * 2**block))
-            width += values * 2**block
-            for level in range(math.ceil(math.log2(way * shot + 1)) if block < 2 else 0):
+        for block, (key, value) in enumerate(zip(keys, values, strict=True), start=1):
+            layers.append(Attention(width, key, value))
+            width += value
+            for level in range(math.ceil(math.log2(way * shot + 1)) if block < len(keys) else 0):
                 layers.append(Convolution(width, filters, 2**level))
                 width += filters
         self.layers = nn.ModuleList(layers)
