@@ -184,11 +184,15 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _spell(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(str(option) for option in typing.get_args(hint))
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(str(option) for option in options)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_spell(option) for option in options if getattr(option, "__name__", "") != "Tensor")
+    if origin in (list, tuple):
+        return f"a list of {_spell(options[0]).removeprefix('a ')}s in brackets"
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", types.NoneType: "null"}
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return " or ".join(names.get(part) or str(part) for part in parts if getattr(part, "__name__", "") != "Tensor")
+    return names.get(hint) or str(hint)
 
 
 def differences(cfg: DictConfig, other: DictConfig) -> dict[str, tuple[Any, Any]]:

@@ -33,6 +33,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["clip_norm=-1"], ["clip_norm = -1"]),
         (["algo=maml", "algo.inner_lr=fast"], ["algo.inner_lr = 'fast', but it must be a number."]),
         (["algo=maml", "algo.adapts=tail"], ["algo.adapts = 'tail', but it must be all or head or body or context."]),
+        (
+            ["algo=snail", "pretrain=null", "algo.keys=64"],
+            ["algo.keys = 64, but it must be a list of whole numbers in brackets."],
+        ),
         (["algo=maml", "algo.inner_lr=-1"], ["algo.inner_lr = -1", "must be positive"]),
         (["algo=maml", "algo.inner_steps=true"], ["algo.inner_steps = True, but it must be a whole number."]),
         (["model.filters=0"], ["model.filters = 0"]),
