@@ -3,8 +3,6 @@
 Several processes share the list out and gather the scores, so that all of them come to the same accuracy.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,12 +10,12 @@ from torch import Tensor
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
+from fsl_cli.features import embeddings
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 from fsl_cli.sources import AnyStore, Sampler
 from fsl_cli.store import Store
 
 CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
-EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once for the cache, and numbers in them: photographs are large
 CURVE_EPISODES = 48  # at most: of a whole list it would take as long again as the accuracy
 
 
@@ -46,13 +44,7 @@ def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> 
 def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:
     """Embeds every item of the list once, and scores all episodes from the embeddings."""
     keys, places = np.unique(indices.items * 4 + indices.turns, return_inverse=True)
-    if store.lengths is not None:  # texts of one length together
-        order = np.argsort(store.lengths[keys // 4], kind="stable")
-        keys, places = keys[order], np.argsort(order)[places]
-    items, turns = np.divmod(keys, 4)
-    size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
-    cuts = range(0, len(keys), size)
-    features = torch.cat([algo.embed(store.gather(Indices(items[c : c + size], turns[c : c + size]))) for c in cuts])
+    features = embeddings(algo, store, keys)
     places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
     parts = []
     most = max(1, CACHED_VALUES // (places[0].numel() * features.shape[1]))

@@ -19,6 +19,7 @@ from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
+from fsl_cli.features import training_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import headline, interval, summary
@@ -62,7 +63,8 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = assemble(cfg, data, classes, place, choices["algo"])
-    store = open_store(data, place, device.data_budget(place, cfg.device.memory), state.algo.model)
+    budget = device.data_budget(place, cfg.device.memory)
+    store = open_store(data, place, budget, state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
     if content is not None:
         resume.refuse_other_length(cfg, content, *(f"algo.{name}" for name in state.algo.spans))
@@ -74,8 +76,9 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     else:
         seen = [*data.class_names("train"), *stages.start_from(state.algo, pretrained, cfg, choices["algo"])]
     began -= state.wall
-    batches = partial(training_batch, store, sampler, state, classes=classes)
-    batches = batches if store.near else Ahead(batches)
+    feed = training_store(state.algo, store, sampler, cfg.steps, budget)
+    batches = partial(training_batch, feed, sampler, state, classes=classes)
+    batches = batches if feed.near else Ahead(batches)
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {

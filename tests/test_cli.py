@@ -102,6 +102,7 @@ def test_a_frozen_network_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, capf
     assert trained(monkeypatch, "finetune", "before", "steps=4") == 0
     words = ["train", *SMALL, "pretrain=before/best.pt", "pretrain_frozen=true"]
     assert fsl(monkeypatch, *words, "algo=cnp", "steps=4", "out=run") == 0
+    assert "embedded once" not in capfd.readouterr().out  # in so few steps, few of them are seen at all
     before, after = (checkpoint.load(f"{run}/best.pt", "test")["algo"] for run in ("before", "run"))
     network = [name for name in after if name.startswith("model.")]
     assert any("running" in name for name in network)
@@ -116,6 +117,21 @@ def test_a_frozen_network_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, capf
     ):
         assert fsl(monkeypatch, *words, more, "out=other") == 2
         assert said in capfd.readouterr().err
+
+
+def test_items_are_embedded_once_where_the_network_stays_and_the_run_resumes_bit_identical(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    assert trained(monkeypatch, "finetune", "before", "steps=4") == 0
+    words = [*SMALL, "pretrain=before/best.pt", "pretrain_frozen=true", "algo=snail", "steps=8", "dataset.train_classes=8"]
+    assert fsl(monkeypatch, "train", *words, "out=whole") == 0
+    assert "The network stays as it is: all 160 training items are embedded once." in capfd.readouterr().out
+    with stopped(monkeypatch, 5):
+        assert fsl(monkeypatch, "train", *words, "out=stopped") == 128 + signal.SIGTERM
+    assert fsl(monkeypatch, "train", "resume=stopped") == 0
+    assert metrics("stopped") == metrics("whole")
+    assert fsl(monkeypatch, "evaluate", "checkpoint=whole/best.pt", "episodes=8", "device=cpu", "out=again") == 0
+    assert result("again")["accuracy"] == result("whole")["accuracy"]
 
 
 def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

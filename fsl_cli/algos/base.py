@@ -37,6 +37,7 @@ class Algorithm(nn.Module, ABC):
     model: Embedding
     batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
+    embedded: bool = False  # training batches hold embeddings already: embed() stays as it is in this training
     asks: bool = True  # a training step needs queries
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
     regresses: bool = False  # it can also learn functions, whose targets are values and not classes
@@ -132,6 +133,8 @@ class Algorithm(nn.Module, ABC):
         return self.scores(self._embedded(batch) if self.bulk else batch)
 
     def _embedded(self, batch: Episode) -> Episode:
+        if self.embedded and self.training:
+            return batch
         tasks, n = batch.support.inputs.shape[:2]
         inputs = torch.cat([batch.support.inputs, batch.query.inputs], dim=1)  # [tasks, n + q, *item]
         rows = n if self.norm == "support" and not self.training else None

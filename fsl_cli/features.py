@@ -1,0 +1,91 @@
+"""Embeddings in place of items: where the network stays as it is, each item goes through it once."""
+
+import logging
+import math
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.datasets.packed import Classes
+from fsl_cli.episodes import BatchSampler, EpisodeSampler, Indices
+from fsl_cli.models.norm import norm_layers
+from fsl_cli.sources import AnyStore, Sampler
+from fsl_cli.store import Store
+
+log = logging.getLogger(__name__)
+
+EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once, and numbers in them: photographs are large
+PROBED = 32  # items that tell whether a network drops values at random
+Keys = np.ndarray  # [n] of items and their quarter turns: 4 * item + turns
+
+
+@torch.no_grad()
+def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) -> Tensor:
+    """What `algo.embed` makes of items, `[n, ...]`; `told`: with a progress bar, on a terminal."""
+    order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[keys // 4], kind="stable")  # texts alike
+    items, turns = np.divmod(keys[order], 4)
+    size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
+    parts = []
+    with tqdm(total=len(keys), unit="item", desc="embedding", disable=not (told and sys.stderr.isatty())) as bar:
+        for cut in range(0, len(keys), size):
+            parts.append(algo.embed(store.gather(Indices(items[cut : cut + size], turns[cut : cut + size]))))
+            bar.update(len(parts[-1]))
+    return torch.cat(parts)[torch.as_tensor(np.argsort(order), device=parts[0].device)]
+
+
+class FeatureStore(Store):
+    """Makes training episodes of the embeddings of items."""
+
+    def __init__(self, algo: Algorithm, store: Store, keys: Keys) -> None:
+        self.augment = store.augment
+        self.features = embeddings(algo, store, keys, told=True)
+        self.rows = np.zeros(4 * len(store.items), dtype=np.int64)  # of each key
+        self.rows[keys] = np.arange(len(keys))
+
+    @property
+    def near(self) -> bool:
+        return True
+
+    def gather(self, indices: Indices) -> Tensor:
+        """Embeddings `[..., features]` for indices `[...]`."""
+        rows = self.rows[indices.items * 4 + indices.turns]
+        return self.features[torch.as_tensor(rows, device=self.features.device)]
+
+
+def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSampler, steps: int, budget: float) -> AnyStore:
+    """What training episodes are made from: the items, or their embeddings if these stay as they are and are needed often.
+
+    `budget`: bytes that embeddings may take. The algorithm is told which of the two its training batches hold.
+    """
+    if not (isinstance(store, Store) and isinstance(sampler, EpisodeSampler)):
+        return store
+    keys = _keys(sampler.classes)
+    asked = steps * sampler.tasks * sampler.ways[0] * (sampler.shots[0] + sampler.queries)
+    room = 4 * len(keys) * algo.model.out_features <= budget
+    if store.augment or not room or asked < len(keys) or not constant(algo, store, keys[:PROBED]):
+        return store
+    log.info(f"The network stays as it is: all {len(keys):,} training items are embedded once.")
+    algo.embedded = True
+    return FeatureStore(algo, store, keys)
+
+
+def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
+    """Whether an item is embedded alike in every step of a training: no weight, statistic or random number is in it."""
+    if not algo.bulk or not all(layer.frozen for layer in norm_layers(algo.model)):
+        return False
+    items, turns = np.divmod(keys, 4)
+    inputs = store.gather(Indices(items, turns))
+    algo.train()
+    with torch.random.fork_rng():
+        once, again = (algo.embed(inputs) for _ in range(2))
+    return not once.requires_grad and once.equal(again)
+
+
+def _keys(classes: Classes) -> Keys:
+    """Of all items of some classes, each once."""
+    ranges = zip(classes.starts, classes.counts, classes.turns, strict=True)
+    return np.unique(np.concatenate([np.arange(start, start + count) * 4 + turn for start, count, turn in ranges]))
