@@ -44,7 +44,8 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
 
     A first stage lies in the sub-folder `pretrain`. If it is finished it is taken as it is, else it goes on where it stopped.
     """
-    if cfg.pretrain_with is not None and not (cfg.pretrain == "train" and isinstance(cfg.pretrain_with, DictConfig)):
+    asked = any(key.split(".")[0] == "pretrain_with" for key in typed(job.overrides))  # else it is of a recipe
+    if not isinstance(cfg.pretrain_with, DictConfig | None) or (asked and cfg.pretrain != "train"):
         raise ValueError(
             f"pretrain_with = {cfg.pretrain_with}, but it must be settings by key, as {{steps:8000,algo.batch:64}}, and go with "
             "pretrain=train. Write it so, or leave it out."
@@ -92,7 +93,7 @@ def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) ->
 
 
 def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
-    """The config and the job of the first stage of a job: fine-tuning, unless `pretrain_with` says otherwise."""
+    """The config and the job of the first stage of a job, which is fine-tuning unless `pretrain_with` says otherwise."""
     model = flat({"model": OmegaConf.to_container(cfg.model, resolve=True)})
     settings = {"algo": "finetune", "model": job.choices["model"]} | model | flat(OmegaConf.to_container(cfg.pretrain_with or {}))
     words = [

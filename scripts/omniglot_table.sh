@@ -13,8 +13,8 @@ trap 'exit 130' INT TERM # a run that is stopped says so and ends by itself; bas
 tasks=${TASKS:-5way1shot 5way5shot 20way1shot 20way5shot}
 algos=("$@")
 if [ ${#algos[@]} -eq 0 ]; then
-    mapfile -t algos < <(scripts/fsl algos | cut -d' ' -f1 | grep -v '^finetune$')
-    algos=(finetune "${algos[@]}") # first: others start from its network
+    mapfile -t algos < <(scripts/fsl algos | cut -d' ' -f1 | grep -v -e '^finetune$' -e '^protonet$')
+    algos=(finetune protonet "${algos[@]}") # first: others start from their networks
 fi
 failed=0
 for task in $tasks; do
@@ -26,8 +26,9 @@ for task in $tasks; do
         else
             words=(algo="$algo" dataset=omniglot dataset.split="$split" task="$task" out="$row" resume=auto ${WORDS:-})
             # What would train a first stage takes the row that is equal to it.
-            scripts/fsl train algo="$algo" dataset=omniglot --cfg job | grep '^pretrain: train$' >/dev/null \
-                && [ -f "$out/$task/finetune/result.json" ] && words+=(pretrain="$out/$task/finetune/best.pt")
+            first=$(scripts/fsl train algo="$algo" dataset=omniglot --cfg job | awk '
+                /^pretrain: train$/ { found = "finetune" } /^pretrain_with:$/ { getline; if (found) found = $2 } END { print found }')
+            [ -n "$first" ] && [ -f "$out/$task/$first/result.json" ] && words+=(pretrain="$out/$task/$first/best.pt")
         fi
         scripts/fsl train "${words[@]}" || { echo "$algo $task failed" >&2; failed=1; }
     done
