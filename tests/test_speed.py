@@ -52,7 +52,10 @@ def test_the_chunk_changes_neither_gradients_nor_running_statistics(algo: str, c
         torch.testing.assert_close(cut.get_buffer(name), value, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("algo", EPISODIC)
+@pytest.mark.parametrize(
+    "algo",
+    [algo if algo in ("maml", "reptile", "protonet", "mtl") else pytest.param(algo, marks=pytest.mark.slow) for algo in EPISODIC],
+)
 def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     built = make(algo, "mlp").train()
     before = {name: value.clone() for name, value in built.state_dict().items()}
