@@ -83,6 +83,7 @@ class Train(Episodic):
     clip_norm: float | None = None
     early_stop: int | None = None
     pretrain: str | None = None
+    pretrain_algo: str = "finetune"
     pretrain_with: Any = None  # settings by key
     pretrain_frozen: bool = False
     resume: str | None = None

@@ -93,9 +93,11 @@ def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) ->
 
 
 def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
-    """The config and the job of the first stage of a job, which is fine-tuning unless `pretrain_with` says otherwise."""
+    """The config and the job of the first stage of a job."""
     model = flat({"model": OmegaConf.to_container(cfg.model, resolve=True)})
-    settings = {"algo": "finetune", "model": job.choices["model"]} | model | flat(OmegaConf.to_container(cfg.pretrain_with or {}))
+    settings = (
+        {"algo": cfg.pretrain_algo, "model": job.choices["model"]} | model | flat(OmegaConf.to_container(cfg.pretrain_with or {}))
+    )
     words = [
         *(word for word in job.overrides for key in typed([word]) if key.split(".")[0] in SHARED),
         *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key != "model._target_"),

@@ -27,7 +27,7 @@ for task in $tasks; do
             words=(algo="$algo" dataset=omniglot dataset.split="$split" task="$task" out="$row" resume=auto ${WORDS:-})
             # What would train a first stage takes the row that is equal to it.
             first=$(scripts/fsl train algo="$algo" dataset=omniglot --cfg job | awk '
-                /^pretrain: train$/ { found = "finetune" } /^pretrain_with:$/ { getline; if (found) found = $2 } END { print found }')
+                /^pretrain: train$/ { found = 1 } /^pretrain_algo:/ { if (found) print $2 }')
             [ -n "$first" ] && [ -f "$out/$task/$first/result.json" ] && words+=(pretrain="$out/$task/$first/best.pt")
         fi
         scripts/fsl train "${words[@]}" || { echo "$algo $task failed" >&2; failed=1; }
