@@ -11,10 +11,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import checkpoint, parallel, resume
+from fsl_cli import checkpoint, device, parallel, resume
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.config import composed, flat, run_folder, typed
-from fsl_cli.models.norm import norm_layers
+from fsl_cli.config import arguments, build, composed, flat, run_folder, typed
+from fsl_cli.datasets.drawn import Drawn
+from fsl_cli.datasets.packed import Packed
+from fsl_cli.models.norm import freeze, norm_layers
+from fsl_cli.state import Run
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,30 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
     run(stage, first)
     torch.set_num_threads(threads)
     return str(folder / "best.pt")
+
+
+def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device, name: str) -> Run:
+    """Builds model, algorithm (called `name`), optimizer and schedule with the initial weights of `seed`."""
+    if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
+        raise ValueError(f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml.")
+    torch.manual_seed(cfg.seed)
+    model = build(cfg.model, "model", item_shape=data.item_shape)
+    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
+    algo = device.settle(algo, place, cfg.device.precision.value)
+    if cfg.pretrain_frozen:
+        if cfg.pretrain is None:
+            raise ValueError(
+                "pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH, "
+                "or set pretrain_frozen=false."
+            )
+        if not algo.bulk:
+            raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
+        freeze(algo.model)
+    if not any(weight.requires_grad for weight in algo.parameters()):
+        key = "pretrain_frozen" if cfg.pretrain_frozen else "model.frozen"
+        raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")
+    optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
+    return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
 
 def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) -> list[str]:

@@ -14,16 +14,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
 from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_sampler
-from fsl_cli.config import arguments, build, check, flat
+from fsl_cli.config import build, check, flat
 from fsl_cli.datasets.drawn import Drawn
-from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
 from fsl_cli.features import training_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
 from fsl_cli.metrics import headline, interval, summary
-from fsl_cli.models.norm import freeze
 from fsl_cli.pictures import first_episode
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
@@ -62,7 +60,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
-    state = assemble(cfg, data, classes, place, choices["algo"])
+    state = stages.assemble(cfg, data, classes, place, choices["algo"])
     budget = device.data_budget(place, cfg.device.memory)
     store = open_store(data, place, budget, state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
@@ -126,30 +124,6 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
-
-
-def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device, name: str) -> Run:
-    """Builds model, algorithm (called `name`), optimizer and schedule with the initial weights of `seed`."""
-    if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
-        raise ValueError(f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml.")
-    torch.manual_seed(cfg.seed)
-    model = build(cfg.model, "model", item_shape=data.item_shape)
-    algo = build(cfg.algo, "algo", model=model, classes=classes, regression=isinstance(data, Drawn))
-    algo = device.settle(algo, place, cfg.device.precision.value)
-    if cfg.pretrain_frozen:
-        if cfg.pretrain is None:
-            raise ValueError(
-                "pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH, "
-                "or set pretrain_frozen=false."
-            )
-        if not algo.bulk:
-            raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
-        freeze(algo.model)
-    if not any(weight.requires_grad for weight in algo.parameters()):
-        key = "pretrain_frozen" if cfg.pretrain_frozen else "model.frozen"
-        raise ValueError(f"{key} = true leaves nothing to train. Set {key}=false, or use the network as it is: fsl predict.")
-    optimizer = build(cfg.optimizer, "optimizer", params=algo.parameters())
-    return Run(algo, optimizer, build(cfg.schedule, "schedule", optimizer=optimizer))
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
