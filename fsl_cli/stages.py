@@ -47,13 +47,17 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
 
     A first stage lies in the sub-folder `pretrain`. If it is finished it is taken as it is, else it goes on where it stopped.
     """
-    asked = any(key.split(".")[0] == "pretrain_with" for key in typed(job.overrides))  # else it is of a recipe
-    if not isinstance(cfg.pretrain_with, DictConfig | None) or (asked and cfg.pretrain != "train"):
+    if cfg.pretrain_with is not None and not (cfg.pretrain == "train" and isinstance(cfg.pretrain_with, DictConfig)):
         raise ValueError(
             f"pretrain_with = {cfg.pretrain_with}, but it must be settings by key, as {{steps:8000,algo.batch:64}}, and go with "
             "pretrain=train. Write it so, or leave it out."
         )
     if cfg.pretrain != "train":
+        if "pretrain_algo" in typed(job.overrides):  # else it is of a recipe
+            raise ValueError(
+                f"pretrain_algo = {cfg.pretrain_algo}, but pretrain = {cfg.pretrain or 'null'} trains no first stage. Set "
+                "pretrain=train, or leave it out."
+            )
         return cfg.pretrain
     if job.choices.get("experiment") is not None:
         raise ValueError(
@@ -122,9 +126,9 @@ def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) ->
 def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
     """The config and the job of the first stage of a job."""
     model = flat({"model": OmegaConf.to_container(cfg.model, resolve=True)})
-    settings = (
-        {"algo": cfg.pretrain_algo, "model": job.choices["model"]} | model | flat(OmegaConf.to_container(cfg.pretrain_with or {}))
-    )
+    settings = {"algo": cfg.pretrain_algo, "model": job.choices["model"]} | model
+    if cfg.pretrain_with is not None:
+        settings |= flat(OmegaConf.to_container(cfg.pretrain_with))
     words = [
         *(word for word in job.overrides for key in typed([word]) if key.split(".")[0] in SHARED),
         *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key != "model._target_"),

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import fsl, message, stopped
+from omegaconf import DictConfig
 from test_algos import make
 
-from fsl_cli import checkpoint, train
+from fsl_cli import checkpoint, stages, train
+from fsl_cli.config import composed
 from fsl_cli.loading import give_weights
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -174,6 +176,22 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("algo", "first"), [("snail", "protonet"), ("mtl", "finetune")])
+def test_a_first_stage_without_settings_of_its_own_is_of_the_recipe(algo: str, first: str, tmp_path: Path):
+    words = [f"algo={algo}", "pretrain=train", "seed=3"]
+    cfg, choices = composed("train", words)
+    run: list[DictConfig] = []
+
+    def fake(stage: DictConfig, job: stages.Job) -> float:
+        run.append(stage)
+        return 0.0
+
+    best = stages.pretrained_checkpoint(cfg, stages.Job(choices, words, tmp_path, "again"), fake)
+    assert best == str(tmp_path / "pretrain/best.pt")
+    plain, _ = composed("train", [f"algo={first}", "seed=3", f"out={tmp_path / 'pretrain'}", "resume=auto"])
+    assert run == [plain]
+
+
 @pytest.mark.slow
 def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.MonkeyPatch):
     small = [*SMALL, "algo.inner_steps=1", "steps=1", "val_episodes=2", "episodes=2", "hydra.sweep.dir=sweep"]
@@ -189,6 +207,8 @@ def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.M
     ("words", "said"),
     [
         (["pretrain_with={steps:3}"], "pretrain_with = {'steps': 3}, but it must be"),
+        (["pretrain_algo=protonet"], "pretrain_algo = protonet, but pretrain = null trains no first stage."),
+        (["algo=snail", "pretrain=train", "pretrain_algo=protonett"], "Did you mean protonet?"),
         (["pretrain=train", "pretrain_with=3"], "pretrain_with = 3, but it must be settings by key"),
         (["pretrain=train", "pretrain_with={algo.bathc:3}"], "algo.bathc"),
         (["pretrain=train", "experiment=protonet_omniglot_paper"], "experiment=protonet_omniglot_paper"),
