@@ -60,6 +60,7 @@ def test_two_processes_come_to_the_weights_and_accuracies_of_one(algos: tuple[st
         assert len(lines[0]) == len(lines[1]) == 11
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
