@@ -21,7 +21,7 @@ STEPS = ["algo.inner_steps=2", "algo.eval_inner_steps=2", "pretrain=before/best.
 
 
 def trained(monkeypatch: pytest.MonkeyPatch, out: str, *words: str) -> int:
-    assert fsl(monkeypatch, "train", "algo=finetune", "out=before", *SMALL, "algo.batch=16", "steps=1") == 0
+    assert fsl(monkeypatch, "train", "algo=finetune", "out=before", *SMALL, "algo.batch=16", "algo.head_epochs=1", "steps=1") == 0
     return fsl(monkeypatch, "train", "algo=mtl", f"out={out}", *SMALL, *STEPS, *words)
 
 

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, fsl, in_two_parts, stopped
-from test_algos import ALGOS, gradients, task
+from test_algos import ALGOS, gradients, made_of, task
 
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.algos.maml import MAML
-from fsl_cli.config import arguments, build
+from fsl_cli.config import build
 from fsl_cli.datasets.sine import Sine
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.functions import FunctionSampler, FunctionStore
 from fsl_cli.metrics import ACCURACY, MSE, concatenate, score_values, summary
 from fsl_cli.pictures import sketch
 
-CLASSES = {algo: arguments(composed(f"algo={algo}").algo, "algo")[0] for algo in ALGOS}
-REGRESS = [algo for algo, made in CLASSES.items() if getattr(made, "regresses", False) and algo != "protomaml"]
+REGRESS = [algo for algo in ALGOS if getattr(made_of(algo), "regresses", False) and algo != "protomaml"]
 SMALL = ["steps=6", "eval_every=2", "checkpoint_every=3", "log_every=2", "episodes=20", "val_episodes=10", "device=cpu",
          "task.tasks=3", "task.queries=20"]  # fmt: skip
 

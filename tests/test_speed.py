@@ -372,6 +372,7 @@ def test_precisions_agree_within_noise_on_cuda(precision: str):
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_ours_against_its_peers(tmp_path: Path):
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
     words = shlex.split("--only W7 W9 --repeats 1 --threads 1 --workers 1 --chunk 5 --device cpu --out b.json")
