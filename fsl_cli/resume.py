@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint
-from fsl_cli.config import GROUPS, differences, quoted, typed
+from fsl_cli.config import GROUPS, differences, flat, quoted, typed
 
 RUNS = Path("runs/train")
 FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
@@ -59,21 +59,30 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
     return checkpoint.load(_file(resume), "resume")
 
 
-def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], content: dict[str, Any]) -> None:
+def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: list[str], content: dict[str, Any]) -> None:
     """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
     before = DictConfig(OmegaConf.create(content["config"]))
     if cfg.steps < content["step"]:
         raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
     if "${steps}" in OmegaConf.to_yaml(before.schedule):
         refuse_other_length(cfg, content, "schedule")
+    words = typed(overrides)
     chosen = {group: (choices[group], content["choices"][group]) for group in ("algo", *GROUPS)}
-    values = differences(cfg, before)
-    for key, (here, there) in {**chosen, **values}.items():
-        if here != there and key not in FREE and not key.startswith("device."):
-            raise ValueError(
-                f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
-                f"Leave {key} out to go on, or start a new run without resume."
-            )
+    known = flat(OmegaConf.to_container(before, resolve=True)).keys() | words.keys()  # an older fsl had fewer settings
+    values = {key: pair for key, pair in differences(cfg, before).items() if key in known}
+    changed = {
+        key: (here, there)
+        for key, (here, there) in {**chosen, **values}.items()
+        if here != there and key not in FREE and not key.startswith("device.")
+    }
+    if changed:
+        key = min(changed, key=lambda key: key not in words)  # the others may follow from what was typed
+        here, there = changed[key]
+        mend = f"Leave {key} out" if key in words else f"The configs have changed since: type {key}={there}"
+        raise ValueError(
+            f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
+            f"{mend} to go on, or start a new run without resume."
+        )
 
 
 def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) -> None:

@@ -68,7 +68,7 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
     stage, first = _first(cfg, job, folder)
     content = resume.source("auto", folder)
     if content is not None and content["step"] >= stage.steps and (folder / "result.json").exists():
-        resume.refuse_contradictions(stage, first.choices, content)
+        resume.refuse_contradictions(stage, first.choices, first.overrides, content)
         log.info(f"The first stage is finished: it starts from {folder / 'best.pt'}.")
         return str(folder / "best.pt")
     if parallel.rank() == 0:

@@ -55,7 +55,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     folder, choices = job.folder, job.choices
     content = resume.source(cfg.resume, folder)
     if content is not None:
-        resume.refuse_contradictions(cfg, choices, content)
+        resume.refuse_contradictions(cfg, choices, job.overrides, content)
     pretrained = stages.pretrained_checkpoint(cfg, job, run) if content is None else None
     data = build(cfg.dataset, "dataset").load()
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import fsl, message, stopped
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from test_cli import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
@@ -158,6 +158,20 @@ def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any
         assert part in message(monkeypatch, capfd, "train", "resume=run", word)
     assert fsl(monkeypatch, "train", "resume=run", "steps=4") == 0  # the schedule does not depend on the end
     assert checkpoint.load("run/last.pt", "resume")["step"] == 4
+
+
+def test_a_run_goes_on_though_the_configs_have_changed_since(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=2", "schedule=constant") == 0
+    content = checkpoint.load("run/last.pt", "resume")
+    config = DictConfig(OmegaConf.create(content["config"]))
+    del config.clip_norm  # a setting that there was not yet
+    config.optimizer.lr = 0.5  # a default that was another one
+    checkpoint.save(Path("run/last.pt"), {**content, "config": OmegaConf.to_yaml(config)})
+    said = message(monkeypatch, capfd, "train", "resume=run", "steps=4")
+    assert "was trained with optimizer.lr = 0.5. The configs have changed since: type optimizer.lr=0.5 to go on" in said
+    typed = message(monkeypatch, capfd, "train", "resume=run", "steps=4", "optimizer.lr=0.5", "clip_norm=1")
+    assert "clip_norm = 1.0, but the checkpoint" in typed and "Leave clip_norm out" in typed
+    assert fsl(monkeypatch, "train", "resume=run", "steps=4", "optimizer.lr=0.5") == 0
 
 
 @pytest.mark.parametrize(
