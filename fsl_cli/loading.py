@@ -52,7 +52,7 @@ def prepare(overrides: list[str]) -> list[str]:
     return [*(f"{group}=trained" for group in TRAINED if group not in words), *overrides]
 
 
-def assemble(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict[str, Any]]:
+def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict[str, Any]]:
     """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that."""
     key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
     path = cfg[key]
@@ -174,10 +174,10 @@ def load(path: str | Path | None = None, *overrides: str) -> Trained:
     `overrides` are options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
     """
     words = [*overrides, *([] if path is None else [f"checkpoint={path}"])]
-    return assemble(*composed("predict", prepare(quoted(words))))[0]
+    return open_trained(*composed("predict", prepare(quoted(words))))[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
     """The classifier in a file that `fsl adapt` or `save` wrote."""
-    trained, content = assemble(*composed("predict", prepare(quoted([*overrides, f"classifier={path}"]))))
+    trained, content = open_trained(*composed("predict", prepare(quoted([*overrides, f"classifier={path}"]))))
     return restored(trained, content["classifier"])

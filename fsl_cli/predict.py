@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     below = cfg.reject_below
     check_threshold(below, auto=True)
     folders.there(cfg.query, "query")
-    trained, content = loading.assemble(cfg, HydraConfig.get().runtime.choices)
+    trained, content = loading.open_trained(cfg, HydraConfig.get().runtime.choices)
     reader = folders.Reader(trained.item)
     if cfg.classifier is None:
         classifier = adapted(trained, cfg.support, reader)

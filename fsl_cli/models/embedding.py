@@ -15,6 +15,13 @@ class Embedding(nn.Module):
         return (self.out_features,)
 
 
+def check_images(name: str, item_shape: tuple[int, ...], channels: tuple[int, ...] = ()) -> None:
+    """Refuses items that are no images, or none of so many `channels` (empty: of any number)."""
+    if len(item_shape) != 3 or (channels and item_shape[0] not in channels):
+        first = " or ".join(map(str, channels)) or "C"
+        raise ValueError(f"model={name} takes images [{first}, H, W], but the items of the data set are {described(item_shape)}.")
+
+
 def described(item_shape: tuple[int, ...]) -> str:
     """What items of a shape are called in a message: those of shape () are texts."""
     return str(list(item_shape)) if item_shape else "texts (for which there are model=bag_of_words and text_encoder)"

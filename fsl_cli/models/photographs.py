@@ -9,14 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fsl_cli.models.embedding import described
 from fsl_cli.models.norm import Norm
-
-
-def check_images(name: str, item_shape: tuple[int, ...]) -> None:
-    """Refuses items that are no images, grey or in colour."""
-    if len(item_shape) != 3 or item_shape[0] not in (1, 3):
-        raise ValueError(f"model={name} takes images [1 or 3, H, W], but the items of the data set are {described(item_shape)}.")
 
 
 def in_colour(images: Tensor, size: int | None) -> Tensor:

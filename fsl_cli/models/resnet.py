@@ -12,11 +12,11 @@ from fsl_cli.models.convolutional import (
     Pooling,
     Residual,
     check_four,
-    check_images,
     convolution,
     halved,
     initialise,
 )
+from fsl_cli.models.embedding import check_images
 from fsl_cli.models.norm import Norm
 
 
@@ -31,7 +31,7 @@ class ResNet(Convolutional):
     """
 
     def __init__(self, item_shape: tuple[int, ...], blocks: list[int], filters: list[int], pooling: Pooling = "mean") -> None:
-        check_images("resnet", item_shape)
+        check_images("resnet10 or resnet18", item_shape)
         check_four("blocks", blocks)
         check_four("filters", filters)
         width = filters[0]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.models.convolutional import Convolutional, Pooling, Residual, check_four, check_images, convolution, initialise
+from fsl_cli.models.convolutional import Convolutional, Pooling, Residual, check_four, convolution, initialise
+from fsl_cli.models.embedding import check_images
 from fsl_cli.models.norm import Norm
 
 SLOPE = 0.1  # of the leaky ReLU

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl_cli.models.embedding import Embedding
-from fsl_cli.models.photographs import check_images, freeze, in_colour, thaw
+from fsl_cli.models.embedding import Embedding, check_images
+from fsl_cli.models.photographs import freeze, in_colour, thaw
 
 
 class Timm(Embedding):
@@ -37,7 +37,7 @@ class Timm(Embedding):
         blank: bool = False,
     ) -> None:
         super().__init__()
-        check_images("timm", item_shape)
+        check_images("timm", item_shape, channels=(1, 3))
         try:
             timm = import_module("timm")
         except ImportError as error:

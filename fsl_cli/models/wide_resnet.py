@@ -6,7 +6,8 @@ last two stages halve the map.
 
 from torch import nn
 
-from fsl_cli.models.convolutional import Convolutional, Pooling, Residual, check_images, convolution, halved, initialise
+from fsl_cli.models.convolutional import Convolutional, Pooling, Residual, convolution, halved, initialise
+from fsl_cli.models.embedding import check_images
 from fsl_cli.models.norm import Norm
 
 THIN = (16, 32, 64)  # filters of the stages at width 1
