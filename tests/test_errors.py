@@ -165,7 +165,10 @@ def test_a_run_goes_on_though_the_configs_have_changed_since(monkeypatch: Any, c
     content = checkpoint.load("run/last.pt", "resume")
     config = DictConfig(OmegaConf.create(content["config"]))
     del config.clip_norm  # a setting that there was not yet
-    config.optimizer.lr = 0.5  # a default that was another one
+    config.pretrain_frozen = True  # a default that was another one
+    checkpoint.save(Path("run/last.pt"), {**content, "config": OmegaConf.to_yaml(config)})
+    assert "type pretrain_frozen=true to go on" in message(monkeypatch, capfd, "train", "resume=run", "steps=4")
+    config.pretrain_frozen, config.optimizer.lr = False, 0.5
     checkpoint.save(Path("run/last.pt"), {**content, "config": OmegaConf.to_yaml(config)})
     said = message(monkeypatch, capfd, "train", "resume=run", "steps=4")
     assert "was trained with optimizer.lr = 0.5. The configs have changed since: type optimizer.lr=0.5 to go on" in said
