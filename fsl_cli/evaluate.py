@@ -190,9 +190,11 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: S
 def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
     """Which checkpoint an accuracy belongs to, if any."""
     if path is None or content is None:
-        return {"trained_by": None, "train_seed": None, "step": None, "checkpoint": None}
+        return {"trained_by": None, "train_seed": None, "train_on_val": None, "step": None, "checkpoint": None}
     choices, step = content["choices"], content["step"]
-    trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "step": step}
+    # An older fsl did not have the option.
+    on_val = OmegaConf.select(OmegaConf.create(content["config"]), "train_on_val", default=False)
+    trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "train_on_val": on_val, "step": step}
     return {**trained, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
 
 
@@ -201,7 +203,8 @@ def line(result: dict[str, Any]) -> str:
     where = f"{result['algo']} on {result['dataset']} {result['split']}"
     listed = f"{result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries"
     by = "" if result["trained_by"] in (None, result["algo"]) else f" by {result['trained_by']}"
-    trained = f"trained{by} with seed {result['train_seed']} for {result['step']} steps"
+    on = " on train and val" if result["train_on_val"] else ""
+    trained = f"trained{by}{on} with seed {result['train_seed']} for {result['step']} steps"
     trained = "not trained" if result["step"] is None else trained
     if "mse" in result:
         return f"{where}, {result['shot']}-shot: mse {_errors(result)} ({listed}, {trained})"

@@ -82,6 +82,7 @@ class Train(Episodic):
     log_every: int = MISSING
     clip_norm: float | None = None
     early_stop: int | None = None
+    train_on_val: bool = False
     pretrain: str | None = None
     pretrain_algo: str = "finetune"
     pretrain_with: Any = None  # settings by key

@@ -22,7 +22,7 @@ from fsl_cli.state import Run
 log = logging.getLogger(__name__)
 
 # Of what is typed for a run, what its first stage takes over; the model is taken as it came to be.
-SHARED = ("dataset", "task", "device", "seed", "data_dir", "cache_dir", "episodes", "val_episodes")
+SHARED = ("dataset", "task", "device", "seed", "data_dir", "cache_dir", "episodes", "val_episodes", "train_on_val")
 
 
 class Job(NamedTuple):

@@ -16,6 +16,7 @@ from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_sampler
 from fsl_cli.config import build, check, flat
 from fsl_cli.datasets.drawn import Drawn
+from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
 from fsl_cli.features import training_store
@@ -58,6 +59,8 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         resume.refuse_contradictions(cfg, choices, job.overrides, content)
     pretrained = stages.pretrained_checkpoint(cfg, job, run) if content is None else None
     data = build(cfg.dataset, "dataset").load()
+    if cfg.train_on_val:
+        data = joined(data, cfg)
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = stages.assemble(cfg, data, classes, place, choices["algo"])
@@ -112,7 +115,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                 if state.step % cfg.log_every == 0 or last:
                     log_window(state, tracker, cfg)
                 if state.step % cfg.eval_every == 0 or last:
-                    validate(state, tracker, store, validation, cfg.val_episodes)
+                    validate(state, tracker, store, validation, cfg)
                     if state.misses == 0:
                         save("best.pt")
                 done = state.done(cfg.steps, cfg.early_stop)
@@ -124,6 +127,18 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), folder, cfg, began)
+
+
+def joined(data: Packed | Drawn, cfg: DictConfig) -> Packed:
+    """The data set with its validation classes among those of the training."""
+    if isinstance(data, Drawn):
+        raise ValueError(f"train_on_val = true, but dataset={data.name} draws functions and has no classes. Leave it false.")
+    if cfg.early_stop is not None:
+        raise ValueError(
+            f"early_stop = {cfg.early_stop}, but train_on_val = true trains on the classes that it would watch. "
+            "Set early_stop=null, and steps to the number that a run without train_on_val was best at."
+        )
+    return data.with_val_in_training()
 
 
 def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
@@ -171,17 +186,17 @@ def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     tracker.show({"loss": loss, name: measure, "tasks/s": pace})
 
 
-def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, episodes: int) -> None:
+def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, cfg: DictConfig) -> None:
     """Scores the validation episodes, and counts how long the best has stood."""
     measure = state.algo.measure
-    mean, ci95 = interval(score(state.algo, store, sampler, episodes).measured)
+    mean, ci95 = interval(score(state.algo, store, sampler, cfg.val_episodes).measured)
     tracker.scalars("val", state.step, {measure.name: mean, "ci95": ci95})
-    if measure.better(mean, state.best):
+    if cfg.train_on_val or measure.better(mean, state.best):  # on classes that are trained on, the last is taken as the best
         state.best, state.best_step, state.misses = mean, state.step, 0
     else:
         state.misses += 1
     log.info(
-        f"step {state.step}: validation {measure.name} {measure.text(mean, ci95)} ({episodes} episodes), "
+        f"step {state.step}: validation {measure.name} {measure.text(mean, ci95)} ({cfg.val_episodes} episodes), "
         f"best {measure.text(state.best)} at step {state.best_step}"
     )
     tracker.picture("val/episode", first_episode(state.algo, store, sampler), state.step)
@@ -212,6 +227,7 @@ def finish(
         "seed": cfg.seed,
         "trained_by": choices["algo"],
         "train_seed": cfg.seed,
+        "train_on_val": cfg.train_on_val,
         "step": state.best_step,
         "steps": state.step,
         "val": val | {"episodes": cfg.val_episodes},

@@ -227,6 +227,23 @@ def test_early_stop_ends_a_run_that_no_longer_improves(monkeypatch: pytest.Monke
     assert result("run")["steps"] < 40
 
 
+def test_validation_classes_are_trained_on_if_asked(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    words = ["train_on_val=true", "steps=8", "optimizer.lr=1"]  # a rate at which training does not improve
+    assert trained(monkeypatch, "protonet", "run", *words) == 0
+    printed = capfd.readouterr().out
+    assert "38 training classes" in printed and "trained on train and val with seed 0 for 8 steps" in printed
+    assert "6 of the 6 val classes of strokes have the names of classes that were trained on" in printed
+    content = checkpoint.load("run/best.pt", "checkpoint")
+    assert (content["step"], len(content["data"]["seen"])) == (8, 38)
+    assert (result("run")["train_on_val"], result("run")["step"], result("run")["classes"]) == (True, 8, 6)
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=8", "device=cpu") == 0
+    assert (result("evaluated")["train_on_val"], result("evaluated")["classes_seen"]) == (True, 0)
+    refused = message(monkeypatch, capfd, "train", "train_on_val=true", "early_stop=3", *SMALL)
+    assert refused.startswith("early_stop = 3, but train_on_val = true")
+    refused = message(monkeypatch, capfd, "train", "train_on_val=true", "algo=maml", "dataset=sine")
+    assert refused.startswith("train_on_val = true, but dataset=sine draws functions")
+
+
 def test_clipping_bounds_the_step_and_logs_the_norm_before_it(monkeypatch: pytest.MonkeyPatch):
     for name, words in {"free": [], "clipped": ["clip_norm=0.001"]}.items():
         assert trained(monkeypatch, "protonet", name, "steps=1", "optimizer=sgd", "optimizer.lr=1", *words) == 0

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +76,10 @@ class Packed:
     def class_names(self, split: str) -> list[str]:
         """The names of the classes of `split`, without their turns."""
         return [self.names[number] for number in self.splits.get(split, ())]
+
+    def with_val_in_training(self) -> "Packed":
+        """The same with the validation classes among those of the training; they stay those of the validation too."""
+        return replace(self, splits={**self.splits, "train": np.concatenate([self.splits["train"], self.splits["val"]])})
 
     def classes(self, split: str) -> Classes:
         """The classes of `split`, every turn of a class as a class of its own."""
