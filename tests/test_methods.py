@@ -142,7 +142,7 @@ def test_recomputed_inner_steps_give_the_same_gradient(algo: str):
 
 
 def plain_reptile_batches(built: Reptile, n: int) -> list[list[int]]:
-    return minibatches(n, built.inner_batch, built.inner_steps, torch.device("cpu")).tolist()
+    return minibatches(n, 3, built.inner_batch, built.inner_steps, torch.device("cpu")).tolist()
 
 
 def test_reptile_with_one_sgd_step_is_the_plain_gradient():
@@ -184,10 +184,15 @@ def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
     assert built.get_buffer("count") == 7
 
 
-def test_reptile_visits_every_support_item_before_it_repeats_one():
-    table = minibatches(50, 10, 5, torch.device("cpu")).numpy()
-    assert sorted(table.ravel().tolist()) == list(range(50))
-    assert minibatches(5, 10, 3, torch.device("cpu")).shape == (3, 5)
+def test_reptile_visits_every_support_item_before_it_repeats_one_and_the_classes_in_turn():
+    table = minibatches(50, 5, 10, 10, torch.device("cpu")).numpy()
+    for one_pass in (table[:5], table[5:]):
+        assert sorted(one_pass.ravel().tolist()) == list(range(50))
+    assert all(sorted(classes) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] for classes in (table // 10).tolist())
+    assert len({tuple(rows) for rows in table.tolist()}) == 10  # each pass is shuffled anew
+    assert minibatches(5, 5, 10, 3, torch.device("cpu")).shape == (3, 5)
+    unequal = minibatches(7, 5, 7, 1, torch.device("cpu"))  # classes of the user's, of different sizes
+    assert sorted(unequal.ravel().tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])

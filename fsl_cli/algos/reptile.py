@@ -2,7 +2,9 @@
 
 The optimizer sees `theta - mean(theta_i)` as the gradient, so that `optimizer=sgd` with a learning rate annealed from 1 to 0
 is the published update. The inner Adam has beta1 = 0; its second moments live on between tasks. The published code runs the
-tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept.
+tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept. It draws
+minibatches at random; here they hold the classes in equal numbers, as far as they go, in one order for all tasks: the same at
+random would favour some outputs of the head.
 """
 
 from functools import lru_cache
@@ -18,7 +20,7 @@ from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
 
 BETA2, EPS = 0.999, 1e-8
-ORDER_SEED = 20180302  # minibatches visit the support set in one constant order
+ORDER_SEED = 20180302  # of the one order in which minibatches visit support sets of a size
 
 
 class State(NamedTuple):
@@ -111,7 +113,8 @@ class Reptile(Algorithm):
         states = []
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
         moments = {name: self.get_buffer(_moment(name)) for name in weights}
-        for step, chosen in enumerate(minibatches(len(support.inputs), batch, steps, support.inputs.device), start=1):
+        way = 1 if self.regression else support.targets.shape[-1]
+        for step, chosen in enumerate(minibatches(len(support.inputs), way, batch, steps, support.inputs.device), start=1):
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
             if self.inner_optimizer == "adam":
@@ -128,21 +131,29 @@ class Reptile(Algorithm):
 
 
 @torch.compiler.assume_constant_result
-def minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor:
-    """Rows `[count, min(n, batch)]` of a set of `n` items: shuffled passes through it, cut into minibatches.
+def minibatches(n: int, way: int, batch: int, count: int, device: torch.device) -> Tensor:
+    """Rows `[count, min(n, batch)]` of a set of `n` items sorted by class: shuffled passes through it, cut into minibatches.
 
-    Kept on the device: a copy from the host in every step could not be captured in a CUDA graph.
+    A pass deals out one item of every class after the other, unless the items are no multiple of the classes. Kept on the
+    device: a copy from the host in every step could not be captured in a CUDA graph.
     """
-    return _minibatches(n, batch, count, device)
+    return _minibatches(n, way, batch, count, device)
 
 
 @lru_cache(maxsize=32)
-def _minibatches(n: int, batch: int, count: int, device: torch.device) -> Tensor:
+def _minibatches(n: int, way: int, batch: int, count: int, device: torch.device) -> Tensor:
     batch = min(n, batch)
     rng = np.random.default_rng(ORDER_SEED)
     passes = -(-count * batch // n)
-    rows = np.concatenate([rng.permutation(n) for _ in range(passes)])[: count * batch].reshape(count, batch)
+    rows = np.concatenate([_pass(rng, n, way) for _ in range(passes)])[: count * batch].reshape(count, batch)
     return torch.as_tensor(rows, device=device)
+
+
+def _pass(rng: np.random.Generator, n: int, way: int) -> np.ndarray:
+    if way == 1 or n % way:
+        return rng.permutation(n)
+    shuffled = rng.permuted(np.arange(n).reshape(way, -1), axis=1)  # the items of each class
+    return rng.permuted(shuffled.T, axis=1).ravel()
 
 
 def _moment(name: str) -> str:
