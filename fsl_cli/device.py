@@ -1,6 +1,7 @@
 """The device that a run uses, its precision, its threads, and how much memory there is for the data."""
 
 import ctypes
+import functools
 import os
 import sys
 from types import MethodType
@@ -16,12 +17,11 @@ GIB = 2**30
 
 
 def choose(name: str, threads: int | None = None) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `threads` limits the CPU threads of this process.
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `threads` limits the CPU threads of this process (None: all).
 
     Of several processes on one machine each takes the CUDA device of its own number.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or _all_threads())  # an earlier job of a sweep may have left fewer
     _keep_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +42,12 @@ def choose(name: str, threads: int | None = None) -> torch.device:
     if device.index is not None:
         torch.cuda.set_device(device)  # streams, graphs and clocks are those of the current device
     return device
+
+
+@functools.cache
+def _all_threads() -> int:
+    """The CPU threads that this process came with, as its first job finds them."""
+    return torch.get_num_threads()
 
 
 def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Algorithm:

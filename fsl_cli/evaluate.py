@@ -88,7 +88,8 @@ def run(cfg: DictConfig) -> float:
     data = build(cfg.dataset, "dataset").load()
     algo = restore(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
-    seen = warn_of_seen(checkpoint.seen(content) if content is not None else [], data, cfg.split)
+    # What a network that comes with weights was trained on is not known here.
+    seen = warn_of_seen(checkpoint.seen(content), data, cfg.split) if content is not None else None
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
     scores = score(algo, store, sampler, cfg.episodes)

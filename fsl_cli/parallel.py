@@ -88,6 +88,7 @@ def asked(overrides: list[str]) -> int | None:
 
 def launch(processes: int, command: str, overrides: list[str]) -> int:
     """Runs a command in `processes` processes on this machine; returns the exit code of the first one that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -98,6 +99,8 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
         elastic_launch(config, sys.executable)("-m", "fsl_cli", command, *overrides)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
+    except SignalException as error:  # it has told the processes, and waited for them
+        return 128 + error.sigval
     return 0
 
 

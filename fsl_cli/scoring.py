@@ -25,20 +25,24 @@ def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> 
     training = algo.training
     algo.eval()
     mine = parallel.part(episodes)
-    indices = sampler.fixed(mine.start, mine.stop)
-    if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
-        parts = _score_cached(algo, store, indices, sampler.shot)
-    else:
-        size = algo.score_chunk
-        parts = []
-        for start in range(0, len(indices.items), size):
-            batch = store.episodes(indices.rows(slice(start, start + size)), sampler.shot)
-            if algo.regression:
-                parts.append(score_values(algo.curves(batch), batch.query.targets))
-            else:
-                parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+    parts = _score(algo, store, sampler, mine) if mine.stop > mine.start else []  # there may be more processes than episodes
     algo.train(training)
     return concatenate([scores for scores in parallel.gather(concatenate(parts) if parts else None) if scores])
+
+
+def _score(algo: Algorithm, store: AnyStore, sampler: Sampler, part: slice) -> list[Scores] | list[Errors]:
+    """The scores of a part of the list, batch by batch."""
+    indices = sampler.fixed(part.start, part.stop)
+    if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
+        return _score_cached(algo, store, indices, sampler.shot)
+    parts = []
+    for start in range(0, len(indices.items), algo.score_chunk):
+        batch = store.episodes(indices.rows(slice(start, start + algo.score_chunk)), sampler.shot)
+        if algo.regression:
+            parts.append(score_values(algo.curves(batch), batch.query.targets))
+        else:
+            parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+    return parts
 
 
 def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:

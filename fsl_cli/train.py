@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     began -= state.wall
     feed = training_store(state.algo, store, sampler, cfg.steps, budget)
     batches = partial(training_batch, feed, sampler, state, classes=classes)
-    batches = batches if feed.near else Ahead(batches)
+    # A copy to a GPU waits until that has done what it was given: the next batch is drawn meanwhile. Hard tasks follow the last step.
+    ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
+    batches = Ahead(batches) if ahead else batches
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {
@@ -89,14 +92,10 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen))},
         "fastest": stepper.fastest,
     }
-    if chief:
-        used = OmegaConf.merge(cfg, {"device": stepper.fastest})
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True))
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
     log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}")
     log.info(f"Everything goes to {folder}")
-    for split in ("val", "test"):
-        evaluate.warn_of_seen(seen, data, split)
+    known = {split: evaluate.warn_of_seen(seen, data, split) for split in ("val", "test")}
 
     def save(name: str) -> None:
         state.settled()  # never keep a state that has diverged
@@ -105,15 +104,19 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
             checkpoint.save(folder / name, {**origin, **state.content()})
 
     with Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
+        if chief:  # after the tracker has made sure that no other process works in the folder
+            used = OmegaConf.merge(cfg, {"device": stepper.fastest})
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True))
         with Interrupt() as interrupt:
             while not state.done(cfg.steps, cfg.early_stop):
-                train_step(state, batches(state.step), stepper, cfg)
+                rate = float(state.schedule.get_last_lr()[0])
+                train_step(state, batches, stepper, cfg)
                 if state.algo.hard_tasks and isinstance(sampler, EpisodeSampler):
                     state.failures = failed(state.algo, sampler, state.failures, state.step - 1)
                 tracker.step()
                 last = state.step == cfg.steps
                 if state.step % cfg.log_every == 0 or last:
-                    log_window(state, tracker, cfg)
+                    log_window(state, tracker, rate, cfg)
                 if state.step % cfg.eval_every == 0 or last:
                     validate(state, tracker, store, validation, cfg)
                     if state.misses == 0:
@@ -126,7 +129,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                 if stop and not done:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
-        return finish(state, tracker, store, (validation, test), folder, cfg, began)
+        return finish(state, tracker, store, (validation, test), known, folder, cfg, began)
 
 
 def joined(data: Packed | Drawn, cfg: DictConfig) -> Packed:
@@ -141,10 +144,12 @@ def joined(data: Packed | Drawn, cfg: DictConfig) -> Packed:
     return data.with_val_in_training()
 
 
-def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig) -> None:
+def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepper, cfg: DictConfig) -> None:
     """One outer step."""
     start = time.perf_counter()
-    key = np.random.SeedSequence((cfg.seed, TRAIN, state.step)).generate_state(1, np.uint64)
+    batch = batches(state.step)
+    mine = (cfg.seed, TRAIN, state.step, *([parallel.rank()] if parallel.rank() else []))  # other tasks drop other values
+    key = np.random.SeedSequence(mine).generate_state(1, np.uint64)
     torch.manual_seed(int(key[0]) >> 1)  # dropout resumes without a stored generator
     state.optimizer.zero_grad()
     state.algo.progress = state.step / cfg.steps
@@ -167,8 +172,8 @@ def train_step(state: Run, batch: Batch, stepper: speed.Stepper, cfg: DictConfig
     state.seconds += time.perf_counter() - start
 
 
-def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
-    """Logs the means since the last log."""
+def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> None:
+    """Logs the means since the last log, and the learning rate of the last step."""
     start = time.perf_counter()
     if not state.window:
         raise RunError(
@@ -179,7 +184,6 @@ def log_window(state: Run, tracker: Tracker, cfg: DictConfig) -> None:
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()
     pace = tasks_per_s(state, cfg)
-    rate = state.schedule.get_last_lr()[0]
     name = state.algo.measure.name
     values = {"loss": loss, name: measure, "gradient_norm": norm, "learning_rate": rate, "tasks_per_s": pace}
     tracker.scalars("train", state.step, values)
@@ -208,9 +212,16 @@ def tasks_per_s(state: Run, cfg: DictConfig) -> float:
 
 
 def finish(
-    state: Run, tracker: Tracker, store: AnyStore, samplers: tuple[Sampler, ...], folder: Path, cfg: DictConfig, began: float
+    state: Run,
+    tracker: Tracker,
+    store: AnyStore,
+    samplers: tuple[Sampler, ...],
+    known: dict[str, int],
+    folder: Path,
+    cfg: DictConfig,
+    began: float,
 ) -> float:
-    """Tests the best checkpoint once, and writes what the run came to."""
+    """Tests the best checkpoint once, and writes what the run came to; `known`: classes of a split that were trained on."""
     content = checkpoint.load(parallel.same(folder) / "best.pt", "out")  # all wait until the first process has written it
     checkpoint.load_weights(state.algo, content, "out")
     validation, test = samplers
@@ -230,7 +241,8 @@ def finish(
         "train_on_val": cfg.train_on_val,
         "step": state.best_step,
         "steps": state.step,
-        "val": val | {"episodes": cfg.val_episodes},
+        "classes_seen": known["test"],
+        "val": val | {"episodes": cfg.val_episodes, "classes_seen": known["val"]},
         "adaptation_curve": curve,
         "wall_time_s": round(time.perf_counter() - began, 3),
         "tasks_per_s": round(tasks_per_s(state, cfg), 3),

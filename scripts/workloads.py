@@ -133,7 +133,7 @@ class Bench:
         model = Conv4((1, 28, 28), 64, "stride")
         algo = Reptile(model, 5, "sgd", LR, 5, 10, None, 50, 5)
         net = plain_net(1, 64, True, model.out_features, 5).to(self.place)
-        rows = minibatches(50, 10, 5, self.place)
+        rows = minibatches(50, 5, 10, 5, self.place)
 
         def loop() -> None:
             start = {n: w.clone() for n, w in net.state_dict().items()}

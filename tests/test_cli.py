@@ -235,7 +235,9 @@ def test_validation_classes_are_trained_on_if_asked(monkeypatch: pytest.MonkeyPa
     assert "6 of the 6 val classes of strokes have the names of classes that were trained on" in printed
     content = checkpoint.load("run/best.pt", "checkpoint")
     assert (content["step"], len(content["data"]["seen"])) == (8, 38)
-    assert (result("run")["train_on_val"], result("run")["step"], result("run")["classes"]) == (True, 8, 6)
+    ours = result("run")
+    assert (ours["train_on_val"], ours["step"], ours["classes"], ours["classes_seen"]) == (True, 8, 6, 0)
+    assert ours["val"]["classes_seen"] == 6
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=8", "device=cpu") == 0
     assert (result("evaluated")["train_on_val"], result("evaluated")["classes_seen"]) == (True, 0)
     refused = message(monkeypatch, capfd, "train", "train_on_val=true", "early_stop=3", *SMALL)

@@ -225,11 +225,12 @@ def test_classes_that_were_trained_on_are_told(models: Path, monkeypatch: Any, c
 def test_two_processes_do_not_go_on_with_one_run(monkeypatch: Any, capfd: Any):
     with stopped(monkeypatch, 3):
         assert trained(monkeypatch, "protonet", "run") == 128 + signal.SIGTERM
-    before = Path("run/metrics.jsonl").read_bytes()
+    before = [Path(f"run/{name}").read_bytes() for name in ("metrics.jsonl", "config.yaml")]
     with alone(Path("run")):
-        for words in (["resume=run/last.pt"], ["resume=auto", "out=run", *SMALL, *ALGOS["protonet"], "algo=protonet"]):
+        again = ["resume=auto", "out=run", *SMALL, *ALGOS["protonet"], "algo=protonet", "log_every=1"]
+        for words in (["resume=run/last.pt"], again):
             assert "out = run: another process is at work on this run." in message(monkeypatch, capfd, "train", *words)
-    assert Path("run/metrics.jsonl").read_bytes() == before
+    assert [Path(f"run/{name}").read_bytes() for name in ("metrics.jsonl", "config.yaml")] == before
     assert fsl(monkeypatch, "train", "resume=run/last.pt") == 0
 
 

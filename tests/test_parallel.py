@@ -11,9 +11,13 @@ import conftest
 import numpy as np
 import pytest
 import torch
+from test_algos import SHAPE, make
 
 from fsl_cli import checkpoint, parallel
-from fsl_cli.episodes import Indices
+from fsl_cli.datasets.packed import Classes
+from fsl_cli.episodes import EpisodeSampler, Indices
+from fsl_cli.scoring import score
+from fsl_cli.store import Store
 
 # Strides, since pooling has ties: in float32 another order of sums breaks them otherwise, and a gradient moves by 1 %.
 ALGOS = ("maml", "finetune")  # tasks are sliced, and a batch that is normalised as a whole
@@ -81,6 +85,21 @@ def test_a_killed_process_ends_the_run_and_another_number_of_processes_goes_on(
     assert checkpoint.load("run/last.pt", "resume")["step"] == step + 5
 
 
+@pytest.mark.slow
+def test_an_interrupted_run_of_several_processes_stops_in_order_and_can_go_on():
+    words = ["algo=protonet", *SMALL, "steps=100000", "checkpoint_every=100000", "eval_every=100000", "out=run"]
+    run = subprocess.Popen(command("train", *words, *TWO), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("run/config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(3)
+    run.send_signal(signal.SIGINT)
+    out, said = run.communicate(timeout=100)
+    assert run.returncode == 130
+    assert "Stopped at step" in out and "Traceback" not in said
+    assert checkpoint.load("run/last.pt", "resume")["step"] > 0
+
+
 def process_of_rank(parent: int, rank: str) -> int:
     threads = list(Path(f"/proc/{parent}/task").iterdir())
     children = [child for thread in threads for child in (thread / "children").read_text().split()]
@@ -88,6 +107,16 @@ def process_of_rank(parent: int, rank: str) -> int:
         int(child) for child in children if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes()
     ]
     return ranked[0]
+
+
+def test_there_may_be_more_processes_than_episodes(monkeypatch: pytest.MonkeyPatch):
+    algo, items = make("protonet", "mlp"), np.random.default_rng(0).integers(0, 256, (40, *SHAPE)).astype(np.uint8)
+    classes = Classes([str(c) for c in range(4)], np.arange(4) * 10, np.full(4, 10), np.zeros(4, dtype=np.int64))
+    setting = (Store(items, torch.device("cpu")), EpisodeSampler(classes, 3, 1, 2, 1, 0, 1), 2)
+    expected = score(algo.float(), *setting)
+    monkeypatch.setattr(parallel, "part", lambda count: slice(0, 0))
+    monkeypatch.setattr(parallel, "gather", lambda mine: [mine, expected])
+    assert torch.equal(score(algo, *setting).measured, expected.measured)
 
 
 def test_what_cannot_be_shared_out_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch):

@@ -118,6 +118,8 @@ def test_a_network_that_is_trained_further_starts_equal_and_has_exact_norms(mode
         (3, 32, 32), *words, "model.frozen=false", *(["model.weights=null", "model.name=test_resnet"] if model == "timm" else [])
     )
     assert not norm_layers(frozen)
+    if model == "timm":  # frozen, it neither drops anything in training nor gathers statistics
+        assert not frozen.train().get_submodule("network").training and free.train().get_submodule("network").training
     algo = ProtoNet(free).eval()
     images = torch.rand(2, 10, 3, 32, 32)
     with torch.no_grad():

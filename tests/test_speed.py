@@ -118,8 +118,8 @@ def test_a_step_that_changes_in_training_is_neither_replayed_nor_compiled(key: s
         speed.Stepper(make("mamlpp", "mlp"), FREE, **{way: True})
 
 
-@pytest.mark.parametrize("algo", ["maml", "protonet"])
-def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("algo", "chunk"), [("maml", None), ("protonet", None), ("protonet", 1)])
+def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch):
     traced = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
@@ -129,7 +129,8 @@ def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, monkey
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     fast = make(algo, "mlp").train()
     plain = copy.deepcopy(fast)
-    stepper = speed.Stepper(fast, FREE, compiled=True)
+    plain.task_chunk = chunk
+    stepper = speed.Stepper(fast, FREE | {"task_chunk": chunk}, compiled=True)
     for step in range(3):
         fast.progress = plain.progress = step / 3
         batch = training_batch(plain, 4)
@@ -138,6 +139,14 @@ def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, monkey
         for name, value in gradients(plain).items():
             torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-10)
     assert len(traced) == 1
+
+
+def test_every_job_of_a_sweep_starts_with_all_threads(monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    assert device.choose("cpu") == torch.device("cpu")
+    torch.set_num_threads(before + 1)  # what an earlier job was fastest with
+    device.choose("cpu")
+    assert torch.get_num_threads() == before
 
 
 def test_of_several_cuda_devices_the_one_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):

@@ -171,6 +171,8 @@ class Algorithm(nn.Module, ABC):
             result = self.loss(part)
             (result.loss * share).backward()
             parts.append(Outcome(result.loss.detach() * share, result.measure * share))
+            for layer in norm_layers(self):
+                layer.keep()
         for layer in norm_layers(self):
             layer.commit()
         return Outcome(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
@@ -179,7 +181,7 @@ class Algorithm(nn.Module, ABC):
         """Drops what an unfinished `backward` has gathered."""
         self.by_class.clear()
         for layer in norm_layers(self):
-            layer.gathered.clear()
+            layer.forget()
 
     def under_norm(self, network: Predictor, support: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of `network` for query `inputs` under the norm protocol, given the support inputs of the episode."""

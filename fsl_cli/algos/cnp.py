@@ -6,6 +6,8 @@ regression encodes pairs of input and value and takes the mean of all codes. The
 likelihood; here the network predicts the mean alone, by squared error.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
+
+EPS = 1e-6
 
 
 class CNP(Algorithm):
@@ -34,8 +38,9 @@ class CNP(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        code = self._code(support)
-        return lambda queries: self.decoder(torch.cat([queries, code.expand(len(queries), -1)], dim=1))
+        scaled = (lambda inputs: inputs) if self.regression else standardised_by(support.inputs)
+        code = self._code(Examples(scaled(support.inputs), support.targets))
+        return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(len(queries), -1)], dim=1))
 
     def _code(self, support: Examples) -> Tensor:
         """What stands for the episode: `[way * code]`, in regression `[code]`."""
@@ -46,3 +51,10 @@ class CNP(Algorithm):
 
 def _network(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def standardised_by(support: Tensor) -> Callable[[Tensor], Tensor]:
+    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread."""
+    mean = support.mean(0)
+    spread = (support - mean).square().mean().sqrt() + EPS
+    return lambda inputs: (inputs - mean) / spread

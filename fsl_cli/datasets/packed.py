@@ -12,12 +12,14 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from fsl_cli.datasets.augment import Augment
@@ -146,30 +148,56 @@ def with_channels(items: np.ndarray, channels: int) -> np.ndarray:
 
 
 def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
-    """Opens `cache_dir/key`; if it is absent or damaged, calls `read` and writes it first. Items come memory-mapped."""
+    """Opens `cache_dir/key`; if it is absent or damaged, calls `read` and writes it first. Items come memory-mapped.
+
+    Of several processes one reads, and the others wait for it.
+    """
     folder = Path(cache_dir).expanduser() / key
     found = _open(folder)
     if found is not None:
         return found
-    raw = read()
+    with _lock(folder.with_name(f".{key}.lock"), cache_dir):
+        found = _open(folder)
+        if found is None:
+            _make(folder, read(), cache_dir)
+            found = _open(folder)
+    assert found is not None, f"{folder} was just written"
+    return found
+
+
+@contextmanager
+def _lock(path: Path, cache_dir: str) -> Iterator[None]:
+    """Lets one process in at a time, on file systems that can."""
+    lock = FileLock(path)
     try:
-        draft = folder.with_name(f".{key}-{uuid.uuid4().hex}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        raise unwritable(cache_dir, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, raw: Raw, cache_dir: str) -> None:
+    try:
+        draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
         draft.mkdir(parents=True)
         try:
             _write(draft, raw)
             try:
                 draft.rename(folder)
             except OSError:
-                if _open(folder) is None:  # a damaged one is in the way; else another process packed the same data first
+                if _open(folder) is None:  # a damaged one is in the way; else a process without locks packed the same data first
                     shutil.rmtree(folder)
                     draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise unwritable(cache_dir, error) from error
-    found = _open(folder)
-    assert found is not None, f"{folder} was just written"
-    return found
 
 
 def _write(folder: Path, raw: Raw) -> None:

@@ -45,7 +45,10 @@ class Norm(nn.Module):
         self.running = False
         self.frozen = False  # in training too, the statistics are the running ones
         self.mode = Mode()
-        self.gathered: list[tuple[Tensor, Tensor]] = []  # mean and unbiased variance of each group, [groups, features]
+        # Mean and unbiased variance of each group, [groups, features]: of the chunk at work, and of those before it in the step.
+        # What is compiled sees the first list alone, which is empty at the start of every chunk.
+        self.gathered: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.running:
@@ -105,14 +108,25 @@ class Norm(nn.Module):
         self.gathered.append((mean.unsqueeze(0), var.unsqueeze(0)))
         return outputs
 
+    def keep(self) -> None:
+        """Puts what a chunk has gathered to what the step has."""
+        self.kept += self.gathered
+        self.gathered.clear()
+
     @torch.no_grad()
     def commit(self) -> None:
         """Moves the running statistics towards the mean of those gathered since the last call."""
-        if self.gathered:
-            mean, var = (torch.cat(part).mean(0) for part in zip(*self.gathered, strict=True))
+        self.keep()
+        if self.kept:
+            mean, var = (torch.cat(part).mean(0) for part in zip(*self.kept, strict=True))
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
-            self.gathered.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what has been gathered and kept."""
+        self.gathered.clear()
+        self.kept.clear()
 
 
 class _Moments(torch.autograd.Function):

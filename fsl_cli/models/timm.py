@@ -3,7 +3,7 @@
 import pickle
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Timm(Embedding):
         config: dict[str, Any] = timm.data.resolve_model_data_config(network)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
-        self.network, self.size = network, size
+        self.network, self.size, self.frozen = network, size, frozen
         self.pretrained = weights is not None
         try:
             with torch.no_grad():
@@ -69,6 +69,12 @@ class Timm(Embedding):
                 f"model.size = {size}, but {name} takes no images of {size or item_shape[-1]} pixels. Use the size that it was "
                 f"trained on: model.size={config['input_size'][-1]}."
             ) from error
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()  # no dropout, and no statistics of other norms than those that were made constant
+        return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network((in_colour(inputs, self.size) - self.mean) / self.std)
