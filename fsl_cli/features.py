@@ -29,12 +29,16 @@ def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) ->
     order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[keys // 4], kind="stable")  # texts alike
     items, turns = np.divmod(keys[order], 4)
     size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
-    parts = []
+    places = torch.as_tensor(order, device=store.device)
+    found = None
     with tqdm(total=len(keys), unit="item", desc="embedding", disable=not (told and sys.stderr.isatty())) as bar:
         for cut in range(0, len(keys), size):
-            parts.append(algo.embed(store.gather(Indices(items[cut : cut + size], turns[cut : cut + size]))))
-            bar.update(len(parts[-1]))
-    return torch.cat(parts)[torch.as_tensor(np.argsort(order), device=parts[0].device)]
+            part = algo.embed(store.gather(Indices(items[cut : cut + size], turns[cut : cut + size])))
+            found = part.new_empty(len(keys), *part.shape[1:]) if found is None else found
+            found[places[cut : cut + size]] = part
+            bar.update(len(part))
+    assert found is not None, "there is an item to embed"
+    return found
 
 
 class FeatureStore(Store):
@@ -59,13 +63,13 @@ class FeatureStore(Store):
 def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSampler, steps: int, budget: float) -> AnyStore:
     """What training episodes are made from: the items, or their embeddings if these stay as they are and are needed often.
 
-    `budget`: bytes that embeddings may take. The algorithm is told which of the two its training batches hold.
+    `budget`: bytes that items and embeddings may take. The algorithm is told which of the two its training batches hold.
     """
     if not (isinstance(store, Store) and isinstance(sampler, EpisodeSampler)):
         return store
     keys = _keys(sampler.classes)
     asked = steps * sampler.tasks * sampler.ways[0] * (sampler.shots[0] + sampler.queries)
-    room = 4 * len(keys) * algo.model.out_features <= budget
+    room = 4 * len(keys) * algo.model.out_features + (store.items.nbytes if store.near else 0) <= budget
     if store.augment or not room or asked < len(keys) or not constant(algo, store, keys[:PROBED]):
         return store
     log.info(f"The network stays as it is: all {len(keys):,} training items are embedded once.")

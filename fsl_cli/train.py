@@ -80,7 +80,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     began -= state.wall
     feed = training_store(state.algo, store, sampler, cfg.steps, budget)
     batches = partial(training_batch, feed, sampler, state, classes=classes)
-    # A copy to a GPU waits until that has done what it was given: the next batch is drawn meanwhile. Hard tasks follow the last step.
+    # A copy to a GPU waits until that is idle: the next batch is drawn meanwhile, unless it follows from this one's failures.
     ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
     batches = Ahead(batches) if ahead else batches
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from fsl_cli.algos import finetune
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.algos.finetune import Finetune
 from fsl_cli.algos.heads import centroids, cosine
@@ -208,7 +209,7 @@ def test_the_frozen_head_equals_torch_optimizers_on_a_linear_layer(kind: str):
         optimizer = torch.optim.SGD(head.parameters(), lr=0.01, momentum=0.9, dampening=0.9, weight_decay=0.001)
     else:
         optimizer = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.001)
-    for rows in built._minibatches(6):
+    for rows in finetune.minibatches(6, built.head_batch, built.head_epochs, torch.device("cpu")):
         optimizer.zero_grad()
         functional.cross_entropy(head(support.inputs[rows]), support.targets[rows]).backward()
         optimizer.step()

@@ -6,17 +6,13 @@ regression encodes pairs of input and value and takes the mean of all codes. The
 likelihood; here the network predicts the mean alone, by squared error.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
-from fsl_cli.algos.heads import centroids
+from fsl_cli.algos.heads import centroids, standardised_by
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
-
-EPS = 1e-6
 
 
 class CNP(Algorithm):
@@ -51,10 +47,3 @@ class CNP(Algorithm):
 
 def _network(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out))
-
-
-def standardised_by(support: Tensor) -> Callable[[Tensor], Tensor]:
-    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread."""
-    mean = support.mean(0)
-    spread = (support - mean).square().mean().sqrt() + EPS
-    return lambda inputs: (inputs - mean) / spread

@@ -12,6 +12,7 @@ cosine head starts at the class means and the linear head at zero, where the pub
 """
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -102,8 +103,7 @@ class Finetune(Algorithm):
             return lambda queries: nearest(queries, support)
         weights = self._start(support)
         state: State = ()
-        for rows in self._minibatches(len(support.inputs)):
-            chosen = torch.as_tensor(rows, device=support.inputs.device)
+        for chosen in minibatches(len(support.inputs), self.head_batch, self.head_epochs, support.inputs.device):
             part = Examples(support.inputs[chosen], support.targets[chosen])
             grads = grad(self._head_loss)(weights, part)
             direction, state = self.direction(grads, weights, self.head_decay, state)
@@ -131,10 +131,13 @@ class Finetune(Algorithm):
     def _head_loss(self, weights: Weights, part: Examples) -> Tensor:
         return cross_entropy(self._logits(weights, part.inputs), part.targets)
 
-    def _minibatches(self, n: int) -> list[np.ndarray]:
-        rng = np.random.default_rng(ORDER_SEED)
-        cuts = range(self.head_batch, n, self.head_batch)
-        return [rows for _ in range(self.head_epochs) for rows in np.split(rng.permutation(n), cuts)]
+
+@lru_cache(maxsize=32)
+def minibatches(n: int, size: int, epochs: int, device: torch.device) -> list[Tensor]:
+    """Rows of a set of `n` items, shuffled anew in every epoch and cut into minibatches; kept on the device."""
+    rng = np.random.default_rng(ORDER_SEED)
+    cuts = range(size, n, size)
+    return [torch.as_tensor(rows, device=device) for _ in range(epochs) for rows in np.split(rng.permutation(n), cuts)]
 
 
 def _sgd(grads: Weights, weights: Weights, decay: float, state: State) -> tuple[Weights, State]:

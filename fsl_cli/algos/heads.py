@@ -1,10 +1,14 @@
 """Small classifiers on embeddings that several algorithms share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fsl_cli.episodes import Examples
+
+EPS = 1e-8  # of a variance
 
 
 def centroids(support: Examples) -> Tensor:
@@ -27,6 +31,16 @@ def nearest(queries: Tensor, support: Examples) -> Tensor:
 def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
     """Scaled cosine similarities `[n, way]` of embeddings `[n, features]` and class weights `[way, features]`."""
     return scale * functional.normalize(inputs, dim=1) @ functional.normalize(weights, dim=1).T
+
+
+def standardised_by(support: Tensor) -> Callable[[Tensor], Tensor]:
+    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread.
+
+    Layers that read embeddings learn sooner so: those of a network that was trained before have one sign and any size.
+    """
+    mean = support.mean(0)
+    spread = ((support - mean).square().mean() + EPS).sqrt()
+    return lambda inputs: (inputs - mean) / spread
 
 
 # The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and

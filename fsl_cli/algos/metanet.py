@@ -23,7 +23,7 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, check_way, cross_entropy
-from fsl_cli.algos.heads import cosine
+from fsl_cli.algos.heads import cosine, standardised_by
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -54,6 +54,8 @@ class MetaNet(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
+        scaled = standardised_by(support.inputs)
+        support = Examples(scaled(support.inputs), support.targets)
         u: Weights = dict(self.u.named_parameters())
         b: Weights = dict(self.b.named_parameters())
         fast = self.d(grad(_loss)(u, *support))
@@ -64,6 +66,7 @@ class MetaNet(Algorithm):
             return answered(query, b, {name: torch.tensordot(attention, weights, 1) for name, weights in memory.items()})
 
         def predictor(queries: Tensor) -> Tensor:
+            queries = scaled(queries)
             attention = cosine(represented(queries, u, fast), keys, 1.0) * self.sharpness  # [q, n]
             return vmap(answer)(queries, attention.softmax(1))
 

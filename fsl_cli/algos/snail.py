@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
+from fsl_cli.algos.heads import standardised_by
 from fsl_cli.algos.sequences import in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -49,15 +50,16 @@ class SNAIL(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
+        scaled = standardised_by(support.inputs)
         order = in_order(len(support.inputs), self.way, support.inputs.device)
-        seen = torch.cat([support.inputs, support.targets], dim=1)[order]  # [n, features + way]
+        seen = torch.cat([scaled(support.inputs), support.targets], dim=1)[order]  # [n, features + way]
         before = []  # what every layer reads at the support items
         for layer in self.layers:
             before.append(seen)
             seen = torch.cat([seen, layer(seen)], dim=1)
 
         def predictor(queries: Tensor) -> Tensor:
-            last = torch.cat([queries, queries.new_zeros(len(queries), self.way)], dim=1)
+            last = torch.cat([scaled(queries), queries.new_zeros(len(queries), self.way)], dim=1)
             for layer, earlier in zip(self.layers, before, strict=True):
                 assert isinstance(layer, Attention | Convolution)
                 last = torch.cat([last, layer.after(earlier, last)], dim=1)
