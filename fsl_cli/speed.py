@@ -90,8 +90,8 @@ class Capture:
         assert self.graph is not None
         if any(static.shape != tensor.shape for static, tensor in zip(leaves(self.batch), leaves(batch), strict=True)):
             raise ValueError(
-                "device.graph = true, but the batches differ in shape: way or shot is a range, or the items are texts of different"
-                " lengths. Set it to false, or way and shot to one number."
+                "device.graph = true, but the batches differ in shape: way or shot is a range, or the items are texts of "
+                "different lengths. Set it to false, or way and shot to one number."
             )
         for static, tensor in zip(leaves(self.batch), leaves(batch), strict=True):
             static.copy_(tensor)
