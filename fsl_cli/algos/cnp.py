@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
-from fsl_cli.algos.heads import centroids, standardised_by
+from fsl_cli.algos.heads import centroids, standardised_by, unchanged
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -22,8 +22,11 @@ class CNP(Algorithm):
     regresses = True
     norms = PLAIN_NORMS
 
-    def __init__(self, model: Embedding, way: int, hidden: int, code: int, regression: bool = False) -> None:
+    def __init__(
+        self, model: Embedding, way: int, hidden: int, code: int, standardise: bool = False, regression: bool = False
+    ) -> None:
         super().__init__(regression)
+        self.standardise = standardise and not regression
         self.model = model
         self.encoder = _network(model.out_features + (way if regression else 0), hidden, code)
         self.decoder = _network(model.out_features + (1 if regression else way) * code, hidden, way)
@@ -34,7 +37,7 @@ class CNP(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        scaled = (lambda inputs: inputs) if self.regression else standardised_by(support.inputs)
+        scaled = standardised_by(support.inputs) if self.standardise else unchanged
         code = self._code(Examples(scaled(support.inputs), support.targets))
         return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(len(queries), -1)], dim=1))
 

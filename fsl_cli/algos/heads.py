@@ -43,6 +43,11 @@ def standardised_by(support: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda inputs: (inputs - mean) / spread
 
 
+def unchanged(inputs: Tensor) -> Tensor:
+    """The embeddings as they come."""
+    return inputs
+
+
 # The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and
 # one-hot targets `[n, way]`; they return the coefficients A `[n, way]`. All are mappable and differentiable.
 

@@ -23,7 +23,7 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, check_way, cross_entropy
-from fsl_cli.algos.heads import cosine, standardised_by
+from fsl_cli.algos.heads import cosine, standardised_by, unchanged
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -37,12 +37,12 @@ class MetaNet(Algorithm):
     norms = PLAIN_NORMS
     cached_chunk = 8  # for the memory of each
 
-    def __init__(self, model: Embedding, way: int, width: int, hidden: int) -> None:
+    def __init__(self, model: Embedding, way: int, width: int, hidden: int, standardise: bool = False) -> None:
         super().__init__()
         for name, value in (("width", width), ("hidden", hidden)):
             if value < 1:
                 raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
-        self.model, self.way = model, way
+        self.model, self.way, self.standardise = model, way, standardise
         self.u, self.b = (
             nn.ModuleDict({"hidden": nn.Linear(model.out_features, width), "head": nn.Linear(width, way)}) for _ in range(2)
         )
@@ -54,7 +54,7 @@ class MetaNet(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        scaled = standardised_by(support.inputs)
+        scaled = standardised_by(support.inputs) if self.standardise else unchanged
         support = Examples(scaled(support.inputs), support.targets)
         u: Weights = dict(self.u.named_parameters())
         b: Weights = dict(self.b.named_parameters())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
-from fsl_cli.algos.heads import standardised_by
+from fsl_cli.algos.heads import standardised_by, unchanged
 from fsl_cli.algos.sequences import in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -26,14 +26,16 @@ class SNAIL(Algorithm):
     bulk = True
     norms = PLAIN_NORMS
 
-    def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: list[int], values: list[int]) -> None:
+    def __init__(
+        self, model: Embedding, way: int, shot: int, filters: int, keys: list[int], values: list[int], standardise: bool = False
+    ) -> None:
         super().__init__()
         if not keys or len(keys) != len(values) or min(*keys, *values) < 1:
             raise ValueError(
                 f"algo.keys = {keys} and algo.values = {values}, but each must have a number of at least 1 for every attention. "
                 "The published widths are algo.keys=[64,256,512] algo.values=[32,128,256]."
             )
-        self.model, self.way = model, way
+        self.model, self.way, self.standardise = model, way, standardise
         layers: list[Attention | Convolution] = []
         width = model.out_features + way
         for block, (key, value) in enumerate(zip(keys, values, strict=True), start=1):
@@ -50,7 +52,7 @@ class SNAIL(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        scaled = standardised_by(support.inputs)
+        scaled = standardised_by(support.inputs) if self.standardise else unchanged
         order = in_order(len(support.inputs), self.way, support.inputs.device)
         seen = torch.cat([scaled(support.inputs), support.targets], dim=1)[order]  # [n, features + way]
         before = []  # what every layer reads at the support items
