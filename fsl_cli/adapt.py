@@ -1,6 +1,7 @@
 """`fsl adapt support=FOLDER output=FILE`: learn classes from labelled images once, for `fsl predict classifier=FILE`."""
 
 import logging
+import shlex
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,5 +36,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.leave_one_out:
         assess(classifier)
     classifier.save(output)
-    log.info(f"Use it with: fsl predict classifier={output} query={'FILE' if trained.what == 'texts' else 'FOLDER'}")
+    log.info(
+        f"Use it with: fsl predict {shlex.quote(f'classifier={output}')} query={'FILE' if trained.what == 'texts' else 'FOLDER'}"
+    )
     reader.raise_if_skipped(output)

@@ -124,4 +124,9 @@ def _repair(name: str) -> str:
             "The head is as wide as the task: keep the task.way that it was trained with, or train an algorithm "
             "without a fixed head, such as algo=protonet."
         )
+    if not name.startswith("model."):
+        return (
+            "The layers of some algorithms are as wide as the task: keep the task.way, the task.shot and the options of algo "
+            "that it was trained with, or train an algorithm without such layers, as algo=protonet."
+        )
     return "Keep the data set's item size, the classes and the model that it was trained with."

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -110,11 +111,20 @@ def sweeps(words: list[str]) -> bool:
     return bool({"-m", "--multirun"} & {*words})
 
 
+def interrupted() -> int:
+    """Says so; returns the exit code."""
+    print("Interrupted.", file=sys.stderr)
+    return 130
+
+
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
-    from fsl_cli.errors import Told, explain
-
+    logging.raiseExceptions = False  # what is printed may be piped to a program that has read enough
+    try:
+        from fsl_cli.errors import Told, explain
+    except KeyboardInterrupt:  # the import takes seconds
+        return interrupted()
     try:
         module = importlib.import_module(f"fsl_cli.{command}")
         from fsl_cli import parallel
@@ -127,8 +137,10 @@ def run(command: str, overrides: list[str]) -> int:
         sys.argv = [f"fsl {command}", *flags, *others]
         module.main()
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        return interrupted()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be flushed there
+        return 0
     except Told as error:
         return error.code
     except Exception as error:

@@ -25,6 +25,9 @@ GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
          "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
 
+# Of the layers that algorithms add to a network, and of the episodes that they are made for.
+SIZES = ("way", "shot", "hidden", "code", "filters", "places", "width", "heads", "controller")
+
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
     "model": ("item_shape", "blank"),  # blank: no weights are needed, those of a checkpoint follow
@@ -42,10 +45,15 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
                        ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1),
-                       ("task.tasks", 1)):  # fmt: skip
+                       ("task.tasks", 1), ("schedule.T_max", 1), ("schedule.step_size", 1),
+                       *((f"algo.{size}", 1) for size in SIZES)):  # fmt: skip
         value = OmegaConf.select(cfg, key)
-        if value is not None and value < least:
+        if isinstance(value, int | float) and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
+    for key in ("optimizer.lr", "optimizer.weight_decay"):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{key} = {value}, but it must not be negative. Set it to 0 or more.")
     for key, value in flat(OmegaConf.to_container(cfg)).items():
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{key} = nan, but it must be a number. Give it one.")

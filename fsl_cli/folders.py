@@ -13,7 +13,7 @@ from fsl_cli.datasets.archives import listing, refuse_odd_name
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
-MESSAGE = 3  # unreadable files that an error names; the log names all of them
+MESSAGE = 20  # unreadable files that an error names
 
 
 class Labelled(NamedTuple):

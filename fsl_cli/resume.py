@@ -22,10 +22,10 @@ def prepare(overrides: list[str]) -> list[str]:
     if resume in ("null", "") or {"-m", "--multirun"} & set(overrides):
         return overrides
     if resume == "auto":
-        if "out" in words:  # the run looks there itself
-            return overrides
-        path = _unfinished(words)
+        path = Path(words["out"]) / "last.pt" if "out" in words else _unfinished(words)
         if path is None:
+            print(f"There is no unfinished run like that in {RUNS}: a new one begins.", file=sys.stderr)
+        if path is None or not path.exists():  # in the folder that is named a run begins, too
             return overrides
     else:
         path = _file(resume)

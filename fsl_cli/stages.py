@@ -39,7 +39,7 @@ def asked(cfg: DictConfig) -> Job:
     hydra = HydraConfig.get()
     folder = parallel.same(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
-    return Job(choices, list(hydra.overrides.task), folder, f"fsl train resume={folder / 'last.pt'}")
+    return Job(choices, list(hydra.overrides.task), folder, shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"]))
 
 
 def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:

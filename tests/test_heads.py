@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from test_algos import blobs, make
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from fsl_cli.algos.heads import logistic, nearest, ridge, svm
+from fsl_cli.algos.heads import logistic, nearest, ridge, standardised_by, svm
 from fsl_cli.episodes import Examples
 
 
@@ -82,3 +83,16 @@ def test_heads_are_mapped_and_differentiated(head):
 def test_nearest_takes_the_closest_item_of_each_class():
     support = Examples(torch.tensor([[0.0], [5.0], [2.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     torch.testing.assert_close(nearest(torch.tensor([[4.0]]), support), torch.tensor([[-1.0, -4.0]]))
+
+
+@pytest.mark.parametrize("algo", ["cnp", "snail", "metanet"])
+def test_standardised_embeddings_may_be_moved_and_scaled_by_anything(algo: str):
+    built, batch = make(algo, "mlp").eval(), blobs(1, 3, 2, 4)
+    items, queries = (part.inputs[0].flatten(1)[:, : built.model.out_features] for part in batch)
+    answers = []
+    for scale, shift in ((1, 0), (7, 3)):
+        support = Examples(scale * items + shift, batch.support.targets[0])
+        answers.append(built.adapt(support)(scale * queries + shift))
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-6)
+    scaled = standardised_by(items)(items)
+    assert scaled.mean(0).abs().max() < 1e-6 and scaled.square().mean() == pytest.approx(1, abs=1e-5)

@@ -144,7 +144,7 @@ def minibatches(n: int, way: int, batch: int, count: int, device: torch.device) 
 def _minibatches(n: int, way: int, batch: int, count: int, device: torch.device) -> Tensor:
     batch = min(n, batch)
     rng = np.random.default_rng(ORDER_SEED)
-    passes = -(-count * batch // n)
+    passes = max(1, -(-count * batch // n))
     rows = np.concatenate([_pass(rng, n, way) for _ in range(passes)])[: count * batch].reshape(count, batch)
     return torch.as_tensor(rows, device=device)
 
