@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.config import build
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
@@ -11,6 +12,21 @@ from fsl_cli.hard import hard
 from fsl_cli.sources import AnyStore, Sampler, open_sampler
 from fsl_cli.state import Run
 from fsl_cli.store import Store
+
+
+def training_data(cfg: DictConfig) -> Packed | Drawn:
+    """The data set of a training; with `train_on_val` its validation classes are among those of the training."""
+    data = build(cfg.dataset, "dataset").load()
+    if not cfg.train_on_val:
+        return data
+    if isinstance(data, Drawn):
+        raise ValueError(f"train_on_val = true, but dataset={data.name} draws functions and has no classes. Leave it false.")
+    if cfg.early_stop is not None:
+        raise ValueError(
+            f"early_stop = {cfg.early_stop}, but train_on_val = true trains on the classes that it would watch. "
+            "Set early_stop=null, and steps to the number that a run without train_on_val was best at."
+        )
+    return data.with_val_in_training()
 
 
 def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> Sampler | BatchSampler:

@@ -30,6 +30,17 @@ ACCURACY = Measure("accuracy", higher=True, percent=True)
 MSE = Measure("mse", higher=False, percent=False)
 
 
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The share of logits `[..., way]` whose largest stands where the one-hot target is."""
+    return (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
+
+
+def accuracy_by_class(logits: Tensor, targets: Tensor) -> Tensor:
+    """The accuracy `[tasks, way]` on the queries of each class, of logits and one-hot targets `[tasks, q, way]`."""
+    right = (logits.detach().argmax(-1) == targets.argmax(-1)).to(targets.dtype)
+    return (right.unsqueeze(-1) * targets).sum(1) / targets.sum(1)
+
+
 class Scores(NamedTuple):
     """Scored episodes: for every query the true and the predicted class, the confidence in it, and its likelihood."""
 

@@ -14,10 +14,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
 from fsl_cli.algos.base import Batch
-from fsl_cli.batches import training_batch, training_sampler
-from fsl_cli.config import build, check, flat
+from fsl_cli.batches import training_batch, training_data, training_sampler
+from fsl_cli.config import check, flat
 from fsl_cli.datasets.drawn import Drawn
-from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
 from fsl_cli.features import training_store
@@ -59,9 +58,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     if content is not None:
         resume.refuse_contradictions(cfg, choices, job.overrides, content)
     pretrained = stages.pretrained_checkpoint(cfg, job, run) if content is None else None
-    data = build(cfg.dataset, "dataset").load()
-    if cfg.train_on_val:
-        data = joined(data, cfg)
+    data = training_data(cfg)
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
     validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = stages.assemble(cfg, data, classes, place, choices["algo"])
@@ -130,18 +127,6 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
         return finish(state, tracker, store, (validation, test), known, folder, cfg, began)
-
-
-def joined(data: Packed | Drawn, cfg: DictConfig) -> Packed:
-    """The data set with its validation classes among those of the training."""
-    if isinstance(data, Drawn):
-        raise ValueError(f"train_on_val = true, but dataset={data.name} draws functions and has no classes. Leave it false.")
-    if cfg.early_stop is not None:
-        raise ValueError(
-            f"early_stop = {cfg.early_stop}, but train_on_val = true trains on the classes that it would watch. "
-            "Set early_stop=null, and steps to the number that a run without train_on_val was best at."
-        )
-    return data.with_val_in_training()
 
 
 def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepper, cfg: DictConfig) -> None:

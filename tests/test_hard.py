@@ -10,10 +10,10 @@ from test_algos import make
 from test_cli import SMALL, metrics
 
 from fsl_cli import checkpoint
-from fsl_cli.algos.base import accuracy_by_class
 from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import TRAIN, EpisodeSampler, Hard
 from fsl_cli.hard import KEPT, LAG, failed, hard
+from fsl_cli.metrics import accuracy_by_class
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

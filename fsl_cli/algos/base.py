@@ -10,7 +10,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fsl_cli.episodes import Episode, Examples, chunks
-from fsl_cli.metrics import ACCURACY, MSE, Measure
+from fsl_cli.metrics import ACCURACY, MSE, Measure, accuracy, accuracy_by_class
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers, statistics
 
@@ -233,17 +233,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy of logits `[..., way]` against one-hot targets of the same shape."""
     check_way(logits.shape[-1], targets)
     return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(0, -2))
-
-
-def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of logits `[..., way]` whose largest stands where the one-hot target is."""
-    return (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
-
-
-def accuracy_by_class(logits: Tensor, targets: Tensor) -> Tensor:
-    """The accuracy `[tasks, way]` on the queries of each class, of logits and one-hot targets `[tasks, q, way]`."""
-    right = (logits.detach().argmax(-1) == targets.argmax(-1)).to(targets.dtype)
-    return (right.unsqueeze(-1) * targets).sum(1) / targets.sum(1)
 
 
 def undotted(name: str) -> str:

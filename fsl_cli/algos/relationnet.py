@@ -9,9 +9,10 @@ and it pads its convolutions, so that it takes maps of any size.
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor, accuracy
+from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
+from fsl_cli.metrics import accuracy
 from fsl_cli.models.embedding import Embedding
 
 
