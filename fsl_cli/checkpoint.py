@@ -124,9 +124,10 @@ def _repair(name: str) -> str:
             "The head is as wide as the task: keep the task.way that it was trained with, or train an algorithm "
             "without a fixed head, such as algo=protonet."
         )
-    if not name.startswith("model."):
-        return (
-            "The layers of some algorithms are as wide as the task: keep the task.way, the task.shot and the options of algo "
-            "that it was trained with, or train an algorithm without such layers, as algo=protonet."
-        )
-    return "Keep the data set's item size, the classes and the model that it was trained with."
+    kept = "the data set's item size, the classes and the model"
+    if name.startswith("model."):
+        return f"Keep {kept} that it was trained with."
+    return (
+        f"Keep {kept}, task.way, task.shot and the options of algo that it was trained with, for its layers follow from them; or "
+        "train an algorithm without layers of its own, such as algo=protonet."
+    )

@@ -3,7 +3,8 @@
 One network encodes the support items, the mean of the codes stands for the episode, and a second network answers queries from
 it. As in the paper, classification takes the mean code of every class, one beside the other, in the order of the class slots;
 regression encodes pairs of input and value and takes the mean of all codes. There the paper predicts a Gaussian and raises its
-likelihood; here the network predicts the mean alone, by squared error.
+likelihood; here the network predicts the mean alone, by squared error. Ours too is that embeddings are standardised by the
+support set (`standardise`).
 """
 
 import torch

@@ -13,6 +13,7 @@ Where it differs from the paper:
 - The loss of `u` is the cross entropy at any number of shots (theirs is contrastive beyond one), and `d` takes the mean
   gradient through a network like `m` (theirs reads the gradients of sampled items with an LSTM).
 - Attention is sharpened by a learned factor: the softmax of cosines alone is nearly flat.
+- Embeddings are standardised by the support set (`standardise`).
 """
 
 import math
