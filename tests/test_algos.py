@@ -1,15 +1,18 @@
 """The contract of every algorithm in configs/algo, found by listing the folder, with every model of configs/model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import composed
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.algos.base import Algorithm, Batch, leaves, map_tensors
 from fsl_cli.config import build
 from fsl_cli.episodes import Episode, Examples, label
 from fsl_cli.speed import use
@@ -230,3 +233,39 @@ def test_cuda_gives_the_gradients_of_the_cpu(algo: str):
     on_cuda.backward(Episode(*moved) if isinstance(batch, Episode) else moved[0])
     for name, value in gradients(on_cuda).items():
         torch.testing.assert_close(value.cpu(), gradients(on_cpu)[name], rtol=1e-8, atol=1e-10)
+
+
+FAKE = FakeTensorMode()  # tensors without contents; one mode for all tests, since algorithms keep some tensors
+ELSEWHERE = "lazy"  # a device that is not here, in place of CUDA: torch refuses to mix its tensors with those of the CPU
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses what brings a tensor from the host or a value to it: a GPU waits for either, and no CUDA graph can hold them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        places = {part.device.type for part in [*args, out] if isinstance(part, Tensor) and part.dim() > 0}
+        assert places <= {ELSEWHERE}, f"{func} has tensors on {sorted(places)}"
+        assert "nonzero" not in func.__name__ and "scalar_dense" not in func.__name__, f"{func} waits for the device"
+        return out
+
+
+def moved(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=ELSEWHERE)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_step_stays_on_its_device_and_copies_nothing_to_it(algo: str):
+    built = make(algo, "conv4")
+    with FAKE:
+        for module in built.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(moved(weight), weight.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, moved(buffer))
+        batch, episode = training_batch(built, 3), blobs(2, 3, 2, 4)
+        batch, episode = (map_tensors(part, lambda tensor: tensor.to(ELSEWHERE)) for part in (batch, episode))
+        built.train().backward(batch)  # may copy what it then keeps
+        with NoCopies():
+            built.backward(batch)
+        assert all(tensor.device.type == ELSEWHERE for tensor in leaves(built.eval().predictions(episode)))
