@@ -61,7 +61,7 @@ def listing(group: str) -> str:
 
 def checked(command: str, overrides: list[str]) -> list[str]:
     """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
-    from fsl_cli.config import PATHS, quoted, typed
+    from fsl_cli.config import PATHS, quoted, suggest, typed
 
     flags, others = apart(overrides)
     for word in others[command == "data" :]:  # its first word is an action
@@ -78,9 +78,17 @@ def checked(command: str, overrides: list[str]) -> list[str]:
         if several and key not in PATHS and not sweeps(flags):
             raise ValueError(f"{word} gives several values. Add -m to run each of them: fsl {command} -m {word}.")
     words = typed(overrides)
+    removed = {word[1:].partition("=")[0] for word in others if word.startswith("~")}
     for group in ("algo", "dataset", "task", "device", *(("model", "optimizer", "schedule") if command == "train" else ())):
-        if words.get(group) in ("", "null"):
-            raise ValueError(f"{group} = null, but one must be chosen: {group}=NAME. fsl {command} --help lists them.")
+        value = "null" if group in removed else words.get(group)
+        if value in ("", "null") or (value and value[0] in "[{"):
+            raise ValueError(f"{group} = {value or 'null'}, but one must be chosen: {group}=NAME. fsl {command} --help lists them.")
+    known = [file.name.removesuffix(".yaml") for file in files("fsl_cli.configs").joinpath("recipe").iterdir()]
+    for name in words["recipe"].split(",") if "recipe" in words else ():
+        if name in ("", "null"):
+            raise ValueError("recipe = null, but a run without its recipe is asked for by ~recipe. Write that.")
+        if name not in known:  # Hydra would go on without it: not all algorithms have one for every data set
+            raise ValueError(f"recipe = {name!r}, but there is no configs/recipe/{name}.yaml.{suggest(name, known)}")
     if not sweeps(flags):
         return quoted(overrides)
     if "out" in words:

@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
+    for node, prefix in ((cfg, ""), (cfg.get("task"), "task."), (cfg.get("device"), "device.")):
+        kind = OmegaConf.get_type(node) if node is not None else None
+        known = [field.name for field in fields(kind)] if is_dataclass(kind) else node or ()
+        for name in node or ():
+            if name not in known:  # Hydra lets +key=value add what nothing reads
+                raise ValueError(f"There is no key {prefix}{name}.{suggest(str(name), known)}")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
                        ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1),
                        ("task.tasks", 1), ("schedule.T_max", 1), ("schedule.step_size", 1),

@@ -16,6 +16,8 @@ from fsl_cli.config import suggest
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What OmegaConf calls the types of values.
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +86,22 @@ def _configuration(error: BaseException) -> str:
                 parent = getattr(link, "parent_node", None)
                 known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
                 return f"There is no key {key}.{suggest(str(key).rpartition('.')[2], known) if known else ''}"
+            if "not Optional" in reason:
+                return f"{key} = null, but it must have a value. Give it one: {key}=..."
+            typed = re.fullmatch(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+).*", reason)
+            if typed:
+                return f"{key} = {typed[1]}, but it must be {KINDS.get(typed[2], typed[2])}."
             return f"{key}: {reason}."
+    if twice := re.match(r"Multiple values for ([\w/]+)", str(chain[0])):
+        return f"{twice[1]} has two values. Write {twice[1]}=... once, without +."
     setting = re.search(r"In 'algo/(\w+)': Could not override '\w+'", str(chain[0]))
     if setting:  # of the optimizer or the schedule, which only fsl train has
         return (
             f"algo = {setting[1]} must be trained first. Run fsl train algo={setting[1]}, then give checkpoint=best.pt that it "
             "wrote, and leave algo out."
         )
+    if group := re.match(r"Could not override '([\w/]+)'", str(chain[0])):
+        return f"{group[1]} is not an option of this command. Leave it out; --help lists the options."
     lines = [line.strip() for line in str(chain[0]).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", ". ".join(lines[:2]))
 

@@ -26,7 +26,17 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["+algo.depth=3"], ["algo.depth is not an option of ProtoNet"]),
         (["algo=mamal"], ["algo = 'mamal'", "Did you mean maml?"]),
         (["dataset=omniglott"], ["Did you mean omniglot?"]),
-        (["steps=many"], ["steps", "many", "Integer"]),
+        (["+depth=3"], ["There is no key depth. There are: algo,"]),
+        (["+task.depth=3"], ["There is no key task.depth. There are: queries,"]),
+        (["recipe=mamal_omniglot"], ["recipe = 'mamal_omniglot'", "Did you mean maml_omniglot?"]),
+        (["recipe=null"], ["recipe = null", "~recipe"]),
+        (["steps=many"], ["steps = 'many', but it must be a whole number."]),
+        (["train_on_val=maybe"], ["train_on_val = 'maybe', but it must be true or false."]),
+        (["seed=null"], ["seed = null, but it must have a value. Give it one: seed=..."]),
+        (["~optimizer"], ["optimizer = null, but one must be chosen: optimizer=NAME."]),
+        (["optimizer=[adam]"], ["optimizer = [adam], but one must be chosen: optimizer=NAME."]),
+        (["+optimizer=sgd"], ["optimizer has two values. Write optimizer=... once, without +."]),
+        (["checkpoints=x"], ["no key checkpoints"]),
         (["task.way=2.5"], ["task.way", "2.5"]),
         (["steps=0"], ["steps = 0, but it must be at least 1."]),
         (["seed=-1"], ["seed = -1"]),
@@ -264,6 +274,7 @@ def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, 
     assert "algo=maml" in message(monkeypatch, capfd, *evaluate, "algo=protonet")
     assert "items are [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
+    assert "dataset is not an option of this command" in message(monkeypatch, capfd, "predict", "dataset=omniglot")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")
     assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *untrained)
     assert "algo = maml must be trained first" in message(monkeypatch, capfd, *untrained, "algo=maml")
