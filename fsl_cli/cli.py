@@ -82,7 +82,9 @@ def checked(command: str, overrides: list[str]) -> list[str]:
     for group in ("algo", "dataset", "task", "device", *(("model", "optimizer", "schedule") if command == "train" else ())):
         value = "null" if group in removed else words.get(group)
         if value in ("", "null") or (value and value[0] in "[{"):
-            raise ValueError(f"{group} = {value or 'null'}, but one must be chosen: {group}=NAME. fsl {command} --help lists them.")
+            raise ValueError(
+                f"{group} = {value or 'null'}, but one must be chosen: {group}=NAME. fsl {command} --help lists them."
+            )
     known = [file.name.removesuffix(".yaml") for file in files("fsl_cli.configs").joinpath("recipe").iterdir()]
     for name in words["recipe"].split(",") if "recipe" in words else ():
         if name in ("", "null"):

@@ -34,6 +34,10 @@ def members(found: Packed) -> dict[str, set[str]]:
     return {split: {found.names[c] for c in numbers} for split, numbers in found.splits.items()}
 
 
+def blank(*classes: str) -> dict[str, bytes]:
+    return {f"{name}/0.png": picture(0, "PNG") for name in classes}
+
+
 def test_a_class_stays_in_its_split_when_others_come_and_go(tmp_path):
     names = [f"n{c:02d}" for c in range(60)]
     write_folder(tmp_path / "few", images(names[:30:2], 1))
@@ -55,6 +59,23 @@ def test_three_folders_are_the_split(tmp_path):
     files = {f"{split}/{name}": FILES[name] for split, names in LISTS.items() for name in FILES if name[:3] in names}
     write_folder(tmp_path / "own", files)
     assert members(own(tmp_path / "own")) == {"train": {"train/n01", "train/n02"}, "val": {"val/n03"}, "test": {"test/n04"}}
+
+
+def test_the_folder_for_validation_may_be_called_valid(tmp_path):
+    write_folder(tmp_path / "own", blank("train/a", "valid/b", "test/c"))
+    assert members(own(tmp_path / "own")) == {"train": {"train/a"}, "val": {"valid/b"}, "test": {"test/c"}}
+
+
+@pytest.mark.parametrize("folders", [["test", "train"], ["test", "train", "val", "valid"], ["val", "valid"]])
+def test_folders_called_as_splits_that_are_not_the_three_are_refused(tmp_path, folders):
+    write_folder(tmp_path / "own", blank(*(f"{folder}/{name}" for folder in folders for name in ("a", "b"))))
+    said = refused(tmp_path / "own")
+    assert f"has the folders {', '.join(folders)}, expected train, val, test with other classes in each" in said
+
+
+def test_a_single_folder_called_as_a_split_holds_the_classes(tmp_path):
+    write_folder(tmp_path / "own", blank("train/a", "train/b", "train/c"))
+    assert set.union(*members(own(tmp_path / "own")).values()) == {"train/a", "train/b", "train/c"}
 
 
 def test_a_class_in_two_of_the_three_folders_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """The user's own images: `root/<class>/<image>`.
 
-The classes are split by three folders, `root/train/<class>/<image>` and so on, if there are these three and no others; by a
-file of lists; or by a hash of each class's name, so that a class stays in its split when others come and go.
+The classes are split by three folders, `root/train/<class>/<image>` and so on, if there are no others; by a file of lists; or
+by a hash of each class's name, so that a class stays in its split when others come and go.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fsl_cli.datasets.class_splits import Splits, by_hash, check_fractions, from
 from fsl_cli.datasets.packed import SPLITS, Packed, Raw, digest
 from fsl_cli.datasets.resized import Resized
 
+FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # and what they hold
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
 
 
@@ -58,9 +59,15 @@ class ImageFolder(Resized):
     def _splits(self, names: list[str]) -> Splits:
         if self.lists is not None:
             return from_file(names, Path(self.lists).expanduser(), f"folder below {self.root}")
-        if {name.split("/")[0] for name in names} == set(SPLITS) and all("/" in name for name in names):
-            return self._from_folders(names)
-        return by_hash(names, self.fractions)
+        folders = {name.split("/")[0] for name in names}
+        if len(folders) < 2 or not folders <= set(FOLDERS) or not all("/" in name for name in names):
+            return by_hash(names, self.fractions)
+        if len(folders) > 3 or {FOLDERS[folder] for folder in folders} != set(SPLITS):
+            raise ValueError(
+                f"dataset.root = {self.folder} has the folders {', '.join(sorted(folders))}, expected {', '.join(SPLITS)} with "
+                "other classes in each. Add what is missing, or put all class folders straight into one folder and name that."
+            )
+        return self._from_folders(names)
 
     def _from_folders(self, names: list[str]) -> Splits:
         seen: dict[str, str] = {}
@@ -71,7 +78,5 @@ class ImageFolder(Resized):
                     f"dataset.root = {self.folder} has class {own!r} in {seen[own]} and in {split}, expected every class in "
                     "one of them: the model is tested on classes it has never seen. Move one of the two."
                 )
-        return {
-            split: np.array([c for c, name in enumerate(names) if name.startswith(f"{split}/")], dtype=np.int64)
-            for split in SPLITS
-        }
+        places = [FOLDERS[name.partition("/")[0]] for name in names]
+        return {split: np.array([c for c, place in enumerate(places) if place == split], dtype=np.int64) for split in SPLITS}
