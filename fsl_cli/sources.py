@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.datasets.texts import to_texts
-from fsl_cli.episodes import EpisodeSampler
+from fsl_cli.episodes import EVALUATION, EpisodeSampler
 from fsl_cli.functions import FunctionSampler, FunctionStore
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
@@ -34,3 +35,13 @@ def open_sampler(
     if isinstance(data, Drawn):
         return FunctionSampler(data, *shape, seed, stream, prefix)
     return EpisodeSampler(data.classes(split), *shape, seed, stream, prefix)
+
+
+def evaluation_sampler(cfg: DictConfig, data: Packed | Drawn, split: str, seed: int) -> Sampler:
+    """The fixed episodes of a split."""
+    if split not in EVALUATION:
+        raise ValueError(f"split = {split!r}, but {data.name} has {', '.join(EVALUATION)}. Choose one of them.")
+    if cfg.task.queries < 1:
+        raise ValueError(f"task.queries = {cfg.task.queries}, but an episode is scored on its queries: it must be at least 1.")
+    shape = (cfg.task.way, cfg.task.shot, cfg.task.queries, 1)
+    return open_sampler(data, split, shape, seed, EVALUATION[split])

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fsl_cli import checkpoint, device, evaluate, parallel, resume, speed, stages, tuning
+from fsl_cli import checkpoint, device, parallel, results, resume, speed, stages, tuning
 from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_data, training_sampler
 from fsl_cli.config import check, flat
@@ -26,7 +26,7 @@ from fsl_cli.metrics import headline, interval, summary
 from fsl_cli.pictures import first_episode
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
-from fsl_cli.sources import AnyStore, Sampler, open_store
+from fsl_cli.sources import AnyStore, Sampler, evaluation_sampler, open_store
 from fsl_cli.state import Run
 from fsl_cli.store import Ahead
 from fsl_cli.tracking import Tracker
@@ -60,7 +60,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     pretrained = stages.pretrained_checkpoint(cfg, job, run) if content is None else None
     data = training_data(cfg)
     classes = 0 if isinstance(data, Drawn) else len(data.classes("train"))
-    validation, test = (evaluate.evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
+    validation, test = (evaluation_sampler(cfg, data, split, EPISODE_SEED) for split in ("val", "test"))
     state = stages.assemble(cfg, data, classes, place, choices["algo"])
     budget = device.data_budget(place, cfg.device.memory)
     store = open_store(data, place, budget, state.algo.model)
@@ -92,7 +92,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
     log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}")
     log.info(f"Everything goes to {folder}")
-    known = {split: evaluate.warn_of_seen(seen, data, split) for split in ("val", "test")}
+    known = {split: results.warn_of_seen(seen, data, split) for split in ("val", "test")}
 
     def save(name: str) -> None:
         state.settled()  # never keep a state that has diverged
@@ -219,7 +219,7 @@ def finish(
         curve = tested.get("adaptation_curve", [])
     else:
         curve = adaptation_curve(state.algo, store, validation, cfg.val_episodes)
-    result = tested | evaluate.protocol(cfg, state.algo, choices, test, "test") | {
+    result = tested | results.protocol(cfg, state.algo, choices, test, "test") | {
         "seed": cfg.seed,
         "trained_by": choices["algo"],
         "train_seed": cfg.seed,
@@ -233,10 +233,10 @@ def finish(
         "tasks_per_s": round(tasks_per_s(state, cfg), 3),
     }  # fmt: skip
     if parallel.rank() == 0:
-        evaluate.write(folder, result, scores)
+        results.write(folder, result, scores)
     name = state.algo.measure.name
     tracker.curve(name, curve)
     settings = flat(OmegaConf.to_container(cfg, resolve=True))
     tracker.hparams(settings | choices, {name: result[name], "ci95": result["ci95"], f"val_{name}": val[name]})
-    log.info(evaluate.line(result))
+    log.info(results.line(result))
     return val[name]

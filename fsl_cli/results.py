@@ -1,0 +1,95 @@
+"""What an evaluation is reported with: its protocol, the line that is printed, result.json and episodes.csv."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fsl_cli import checkpoint
+from fsl_cli.algos.base import Algorithm
+from fsl_cli.datasets.drawn import Drawn
+from fsl_cli.datasets.packed import Packed
+from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores
+from fsl_cli.sources import Sampler
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
+    """How many classes of a split have the names of classes that were trained on; if there are any, the log says so."""
+    asked = data.class_names(split)
+    both = len(set(seen) & set(asked))
+    if both:
+        log.warning(
+            f"{both} of the {len(asked)} {split} classes of {data.name} have the names of classes that were trained on: the "
+            "accuracy on them is not one on new classes."
+        )
+    return both
+
+
+def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: Sampler, split: str) -> dict[str, Any]:
+    """Everything that an accuracy must be read with."""
+    options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
+    return {
+        "episodes": cfg.episodes,
+        "way": sampler.way,
+        "shot": sampler.shot,
+        "queries": sampler.queries,
+        "split": split,
+        "classes": len(sampler.classes) or None,
+        "norm": algo.norm,
+        "precision": algo.precision,
+        "inner_steps": getattr(algo, "eval_inner_steps", None),
+        "episode_seed": sampler.seed,
+        **{group: names[group] for group in ("algo", "dataset", "model")},
+        "dataset_options": {k: v for k, v in options.items() if k not in ("_target_", "data_dir", "cache_dir")},
+    }
+
+
+def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Which checkpoint an accuracy belongs to, if any."""
+    if path is None or content is None:
+        return {"trained_by": None, "train_seed": None, "train_on_val": None, "step": None, "checkpoint": None}
+    choices, step = content["choices"], content["step"]
+    # An older fsl did not have the option.
+    on_val = OmegaConf.select(OmegaConf.create(content["config"]), "train_on_val", default=False)
+    trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "train_on_val": on_val, "step": step}
+    return {**trained, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
+
+
+def line(result: dict[str, Any]) -> str:
+    """One line for an evaluation, with its whole protocol."""
+    where = f"{result['algo']} on {result['dataset']} {result['split']}"
+    listed = f"{result['episodes']} episodes of seed {result['episode_seed']}, {result['queries']} queries"
+    by = "" if result["trained_by"] in (None, result["algo"]) else f" by {result['trained_by']}"
+    on = " on train and val" if result["train_on_val"] else ""
+    trained = f"trained{by}{on} with seed {result['train_seed']} for {result['step']} steps"
+    trained = "not trained" if result["step"] is None else trained
+    if "mse" in result:
+        return f"{where}, {result['shot']}-shot: mse {_errors(result)} ({listed}, {trained})"
+    return (
+        f"{where} ({result['classes']} classes), {result['way']}-way {result['shot']}-shot: "
+        f"{ACCURACY.text(result['accuracy'], result['ci95'])} ({listed} a class, norm {result['norm']}, {trained})"
+    )
+
+
+def _errors(result: dict[str, Any]) -> str:
+    """The error, for algorithms with inner steps after some of them."""
+    if "adaptation_ci95" not in result:
+        return MSE.text(result["mse"], result["ci95"])
+    pairs = list(zip(result["adaptation_curve"], result["adaptation_ci95"], strict=True))
+    named = sorted(step for step in {0, 1, 5, 10, len(pairs) - 1} if step < len(pairs))
+    return ", ".join(f"{MSE.text(*pairs[step])} after {step}" for step in named) + " inner steps"
+
+
+def write(folder: Path, result: dict[str, Any], scores: Scores | Errors) -> None:
+    """Writes result.json and what every episode came to."""
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    with (folder / "episodes.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["episode", *scores.columns])
+        columns = [column.tolist() for column in scores.columns.values()]
+        table.writerows(zip(range(len(scores.measured)), *columns, strict=True))
