@@ -38,11 +38,11 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
         raise ValueError(
             f"algo.hard_tasks = {algo.hard_tasks}, but a meta-batch has task.tasks = {task.tasks}. Lower it, or raise task.tasks."
         )
-    if algo.asks and task.train_queries < 1:
+    if algo.needs_queries and task.train_queries < 1:
         raise ValueError(
             f"task.train_queries = {task.train_queries}, but this algorithm learns from queries: it must be at least 1."
         )
-    shape = (task.train_way, task.train_shot, task.train_queries, task.tasks)
+    shape = (task.train_way, task.train_shot, task.train_queries if algo.needs_queries else 0, task.tasks)
     return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")
 
 
@@ -53,7 +53,7 @@ def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run,
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
         return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
-    again = hard(state.algo, state.failures, step)
+    again = hard(state.algo, state.failures)
     drawn = sampler.indices(step, again) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
     indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
     return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)

@@ -1,7 +1,6 @@
 """Checkpoints and classifiers: tensors and plain values only, written atomically, loaded without running foreign code."""
 
 import hashlib
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import locate
+from fsl_cli.whole import whole
 
 FORMAT = 1
 KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
@@ -19,18 +19,11 @@ CLASSIFIER = {"format", "config", "choices", "data", "algo", "classifier"}  # wh
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint or classifier under a temporary name, flushes it to disk, and renames it."""
+    """Writes a checkpoint or classifier."""
     content = {"format": FORMAT, **content}
     assert set(content) in (KEYS, CLASSIFIER), f"a checkpoint holds {sorted(KEYS)}"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(path, "wb") as file:
+        torch.save(content, file)
 
 
 def load(path: str | Path, key: str) -> dict[str, Any]:

@@ -99,8 +99,10 @@ class Trained:
                 f"for the task.way = {self.way} that it was trained with. Give {self.way} classes, train with "
                 f"task.way={len(names)}, or use an algorithm without a fixed head, such as algo=protonet."
             )
-        slots = torch.tensor([names.index(label) for label in labels], device=self.device)
-        support = Examples(self.embed(items), functional.one_hot(slots, len(names)).float())
+        slots = np.array([names.index(label) for label in labels])
+        order = np.argsort(slots, kind="stable")  # by class, as episodes are: some algorithms take one of each in turn
+        targets = functional.one_hot(torch.from_numpy(slots[order]).to(self.device), len(names)).float()
+        support = Examples(self.embed(items[order]), targets)
         sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))
         return Classifier(self, support, names, sure)
 

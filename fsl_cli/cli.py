@@ -61,7 +61,8 @@ def listing(group: str) -> str:
 
 def checked(command: str, overrides: list[str]) -> list[str]:
     """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
-    from fsl_cli.config import PATHS, quoted, suggest, typed
+    from fsl_cli.config import suggest
+    from fsl_cli.overrides import PATHS, expanded, quoted, typed
 
     flags, others = apart(overrides)
     for word in others[command == "data" :]:  # its first word is an action
@@ -98,7 +99,10 @@ def checked(command: str, overrides: list[str]) -> list[str]:
             f"out = {words['out']}, but the jobs of a sweep have a folder each. Name the one that holds them: "
             f"hydra.sweep.dir={words['out']}."
         )
-    return overrides
+    for key in ("checkpoint", "classifier"):
+        if "," in words.get(key, ""):
+            raise ValueError(f"{key} = {words[key]}, but a sweep has one. Run fsl {command} for each of them.")
+    return [expanded(word) for word in overrides]
 
 
 def apart(words: list[str]) -> tuple[list[str], list[str]]:

@@ -1,11 +1,10 @@
-"""`build`, which makes objects of config nodes, and what commands ask of a config and of what was typed."""
+"""`build`, which makes objects of config nodes, and what commands ask of a config."""
 
 import difflib
 import importlib
 import inspect
 import math
 import os
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,10 +20,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
-
-# Names of files among what can be typed.
-PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
-         "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
 
 # Of the layers that algorithms add to a network, and of the episodes that they are made for.
 SIZES = ("way", "shot", "hidden", "code", "filters", "places", "width", "heads", "controller")
@@ -221,31 +216,3 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, Mapping):
         return {prefix: node}
     return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}" if prefix else name).items()}
-
-
-def typed(overrides: Iterable[str]) -> dict[str, str]:
-    """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
-    pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
-    return {key: _unquoted(value) for key, _, value in pairs}
-
-
-def quoted(overrides: Iterable[str]) -> list[str]:
-    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents; `~` is home."""
-    words = []
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if equals and key in PATHS:
-            if not value:
-                raise ValueError(f"{key} has no value. Give it one, {key}=PATH, or leave it out.")
-            if value != "null" and value[0] not in "'\"" and "${" not in value:
-                value = str(Path(value).expanduser()) if value.startswith("~") else value
-                escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
-                word = f"{key}='{escaped}'"
-        words.append(word)
-    return words
-
-
-def _unquoted(value: str) -> str:
-    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
-        return value
-    return re.sub(r"(\\*)(\\['\"]|$)", lambda found: found[1][: len(found[1]) // 2] + found[2][1:], value[1:-1])

@@ -4,6 +4,9 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import MethodType
 
 import torch
@@ -88,12 +91,31 @@ def data_budget(place: torch.device, gib: float | None) -> int:
 
 
 def _available() -> int:
+    """Bytes of memory that this process may still take: of the machine, or of what a container or a Slurm job may use of it."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):  # not Linux
         return 4 * GIB
+    return max(0, min([free, *left(_group())]))
+
+
+def _group() -> Path:
+    """The control group of this process."""
+    try:
+        own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    except OSError:
+        own = []
+    return Path("/sys/fs/cgroup", *(name.strip("/") for name in own))
+
+
+def left(group: Path) -> Iterator[int]:
+    """Of a control group (a container, a Slurm job) and of those around it, the bytes that may still be used, where limited."""
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError, KeyError):  # "max": no limit
+            most, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())["inactive_file"]
+            yield most - used + int(cached)  # what is cached of files is given up when it is needed
 
 
 def _keep_memory() -> None:

@@ -137,9 +137,10 @@ class EpisodeSampler:
         if classes.held:
             self._check_parts(classes.counts[smallest] - classes.held, classes, queries, prefix)
         elif self.shot + queries > classes.counts[smallest]:
+            mend = "Lower one of them." if self.shot + queries > 2 else "Add some to it, or remove it."
             raise ValueError(
                 f"{prefix}shot + {prefix}queries = {self.shot} + {queries} = {self.shot + queries}, but class "
-                f"{classes.names[smallest]!r} has {classes.counts[smallest]} items. Lower one of them."
+                f"{classes.names[smallest]!r} has {classes.counts[smallest]} items. {mend}"
             )
         self.classes, self.queries = classes, queries
         self.tasks, self.seed, self.stream = tasks, seed, stream

@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, device, parallel, speed, tuning
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.config import build, check, offer, run_folder, typed
+from fsl_cli.config import build, check, offer, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.errors import told
 from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import details, headline
+from fsl_cli.overrides import typed
 from fsl_cli.results import line, protocol, source, warn_of_seen, write
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import score
@@ -42,7 +43,7 @@ def prepare(overrides: list[str]) -> list[str]:
     asked = bool({"--help", "-h", "--hydra-help"} & set(overrides))
     config: Any = {group: {} for group in TRAINED}
     names, stay = dict.fromkeys((*TRAINED, "seed"), "trained"), []
-    if "checkpoint" in words:
+    if words.get("checkpoint", "null") != "null":
         content = checkpoint.load(words["checkpoint"], "checkpoint")
         config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
         # A data set may choose a model and a task; here those of the training stay unless others are typed.
@@ -95,14 +96,13 @@ def run(cfg: DictConfig) -> float:
     names = {group: origin[group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
     wall = time.perf_counter() - start
     result = headline(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
-        "seed": cfg.seed,
         "classes_seen": seen,
         "wall_time_s": round(wall, 3),
-        "tasks_per_s": round(cfg.episodes / wall, 3),
+        "episodes_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
     log.info(line(result))  # before the details, which take seconds to come by
     if chief:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
         write(folder, result | details(scores), scores)
     return result[algo.measure.name]
 

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
-from fsl_cli.config import arguments, build, check, composed, locate, offer, quoted, typed
+from fsl_cli.config import arguments, build, check, composed, locate, offer
 from fsl_cli.datasets.images import check_size
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
+from fsl_cli.overrides import quoted, typed
 from fsl_cli.schema import register
 
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings

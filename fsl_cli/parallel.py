@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 
 from fsl_cli.algos.base import Algorithm, Outcome
-from fsl_cli.config import typed
 from fsl_cli.episodes import Indices, Points
 from fsl_cli.errors import RunError
+from fsl_cli.overrides import typed
 
 TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of every process that torchrun has started

@@ -23,6 +23,7 @@ from fsl_cli.config import run_folder
 from fsl_cli.datasets.texts import read_labelled, read_texts
 from fsl_cli.errors import told
 from fsl_cli.schema import register
+from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
 prepare = loading.prepare
@@ -172,11 +173,11 @@ def table(answers: Answers, column: str) -> list[str]:
 
 def write(folder: Path, answers: Answers, column: str, summary: dict[str, Any]) -> None:
     """Writes predictions.csv, a line for each image or text, and predictions.json, which also says how they were made."""
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with whole(folder / "predictions.csv", newline="") as file:
         lines = csv.writer(file)
         lines.writerow([column, "prediction", "probability", "class", "runner_up", "runner_up_probability"])
         for name, answer in answers:
             lines.writerow([name, answer.label, answer.probability, answer.ranking[0][0], *answer.ranking[1]])
     rows = [{column: name, **answer._asdict(), "ranking": dict(answer.ranking)} for name, answer in answers]
-    text = json.dumps({**summary, "predictions": rows}, indent=2, ensure_ascii=False)
-    (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")
+    with whole(folder / "predictions.json") as file:
+        file.write(json.dumps({**summary, "predictions": rows}, indent=2, ensure_ascii=False) + "\n")

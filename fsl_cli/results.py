@@ -14,6 +14,7 @@ from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores
 from fsl_cli.sources import Sampler
+from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,11 @@ def _errors(result: dict[str, Any]) -> str:
 
 
 def write(folder: Path, result: dict[str, Any], scores: Scores | Errors) -> None:
-    """Writes result.json and what every episode came to."""
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    with (folder / "episodes.csv").open("w", newline="") as file:
+    """Writes what every episode came to, and then result.json: a run that has it is finished."""
+    with whole(folder / "episodes.csv", newline="") as file:
         table = csv.writer(file)
         table.writerow(["episode", *scores.columns])
         columns = [column.tolist() for column in scores.columns.values()]
         table.writerows(zip(range(len(scores.measured)), *columns, strict=True))
+    with whole(folder / "result.json") as file:
+        file.write(json.dumps(result, indent=2) + "\n")

@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint
-from fsl_cli.config import GROUPS, differences, flat, quoted, typed
+from fsl_cli.config import GROUPS, differences, flat
+from fsl_cli.overrides import quoted, typed
+from fsl_cli.tracking import busy
 
 RUNS = Path("runs/train")
 FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
@@ -19,6 +21,11 @@ def prepare(overrides: list[str]) -> list[str]:
     """Completes what the user typed with what the checkpoint was started with; typed values win."""
     words = typed(overrides)
     resume = words.get("resume", "null")
+    if {"-m", "--multirun"} & set(overrides) and resume not in ("null", "", "auto"):
+        raise ValueError(
+            f"resume = {resume}, but the jobs of a sweep have folders of their own. Go on with one run at a time, without -m; or "
+            "with all of a sweep: hydra.sweep.dir=FOLDER resume=auto."
+        )
     if resume in ("null", "") or {"-m", "--multirun"} & set(overrides):
         return overrides
     if resume == "auto":
@@ -122,6 +129,9 @@ def _unfinished(words: dict[str, str]) -> Path | None:
             started = typed(checkpoint.load(path, "resume")["overrides"])
         except ValueError as error:
             print(f"Passed over: {error}", file=sys.stderr)
+            continue
+        if busy(path.parent):
+            print(f"Passed over: another process is at work on {path.parent}.", file=sys.stderr)
             continue
         if not asked or asked == {key: value for key, value in started.items() if key not in ("out", "resume")}:
             return path

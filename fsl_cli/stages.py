@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, device, parallel, resume
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.config import arguments, build, composed, flat, run_folder, typed
+from fsl_cli.config import arguments, build, composed, flat, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.models.norm import freeze, norm_layers
+from fsl_cli.overrides import typed
 from fsl_cli.state import Run
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.errors import RunError
-from fsl_cli.hard import Failure
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Run:
     misses: int = 0  # validations since then
     seconds: float = 0.0  # in training steps, over all processes of the run
     wall: float = 0.0  # seconds in all
-    failures: list[Failure] = field(default_factory=list)  # classes that hard tasks come back to
+    failures: list[int] = field(default_factory=list)  # classes that hard tasks come back to
     window: list[list[Tensor]] = field(default_factory=list)  # loss, measure, gradient norm of the steps since the last log
 
     def done(self, steps: int, early_stop: int | None) -> bool:

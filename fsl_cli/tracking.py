@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fsl_cli.whole import whole
+
 
 class Tracker:
     """Writes to a run folder; continuing at `step` drops what an earlier process wrote after that step.
@@ -32,9 +34,8 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step] if step else []
-            draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            draft.write_text("".join(line + "\n" for line in kept))
-            draft.replace(self.path)
+            with whole(self.path) as file:
+                file.writelines(line + "\n" for line in kept)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         if shown:
@@ -104,6 +105,15 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+def busy(folder: Path) -> bool:
+    """Whether another process is at work in a run folder."""
+    try:
+        with alone(folder):
+            return False
+    except ValueError:
+        return True
 
 
 def _step(line: str) -> int:

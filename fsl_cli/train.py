@@ -103,7 +103,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     with Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
         if chief:  # after the tracker has made sure that no other process works in the folder
             used = OmegaConf.merge(cfg, {"device": stepper.fastest})
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True))
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True), encoding="utf-8")
         with Interrupt() as interrupt:
             while not state.done(cfg.steps, cfg.early_stop):
                 rate = float(state.schedule.get_last_lr()[0])
@@ -220,7 +220,6 @@ def finish(
     else:
         curve = adaptation_curve(state.algo, store, validation, cfg.val_episodes)
     result = tested | results.protocol(cfg, state.algo, choices, test, "test") | {
-        "seed": cfg.seed,
         "trained_by": choices["algo"],
         "train_seed": cfg.seed,
         "train_on_val": cfg.train_on_val,

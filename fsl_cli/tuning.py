@@ -15,11 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import parallel
-from fsl_cli.algos.base import Algorithm, Batch
+from fsl_cli.algos.base import Algorithm, Batch, leaves
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
 from fsl_cli.errors import out_of_memory
-from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, leaves, reset, tasks, use
+from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, reset, tasks, use
+from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +194,7 @@ def _read(file: Path) -> Choice | None:
 def _write(file: Path, chosen: Choice) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(chosen))
-        draft.replace(file)
+        with whole(file) as draft:
+            json.dump(chosen, draft)
     except OSError as error:  # the run goes on: only the next one measures again
         log.info(f"cache_dir = {file.parents[1]}: what was measured cannot be kept there ({error.strerror}).")

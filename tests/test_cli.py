@@ -12,6 +12,7 @@ from test_algos import make
 
 from fsl_cli import checkpoint, train
 from fsl_cli.loading import give_weights
+from fsl_cli.tracking import alone
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -53,7 +54,7 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
     for name in ("config.yaml", "metrics.jsonl", "best.pt", "last.pt", "result.json", "episodes.csv", "tensorboard", "train.log"):
         assert (Path("run") / name).exists(), name
     ours = result("run")
-    for key in ("accuracy", "ci95", "episodes", "way", "shot", "queries", "dataset", "split", "norm", "algo", "seed", "step",
+    for key in ("accuracy", "ci95", "episodes", "way", "shot", "queries", "dataset", "split", "norm", "algo", "train_seed", "episode_seed", "step",
                 "wall_time_s", "tasks_per_s", "macro_f1", "nll", "calibration_error", "inner_steps", "val"):  # fmt: skip
         assert key in ours, key
     assert (ours["algo"], ours["dataset"], ours["split"]) == (algo, "strokes", "test")
@@ -135,6 +136,9 @@ def test_resume_auto_finds_the_newest_unfinished_run_or_starts_one(monkeypatch: 
         assert fsl(monkeypatch, "train", "resume=auto", *words) == 128 + signal.SIGINT
     (folder,) = Path("runs/train").iterdir()
     assert f"fsl train resume={folder / 'last.pt'}" in capfd.readouterr().out
+    with alone(folder):
+        assert train.prepare(["resume=auto"]) == ["resume=auto"]
+    assert f"Passed over: another process is at work on {folder}." in capfd.readouterr().err
     assert fsl(monkeypatch, "train", "resume=auto") == 0
     assert [path.name for path in Path("runs/train").iterdir()] == [folder.name]
     assert result(str(folder))["steps"] == 8
@@ -144,7 +148,7 @@ def test_a_sweep_gives_every_job_its_folder(monkeypatch: pytest.MonkeyPatch):
     words = [*SMALL, "steps=2", "task.train_shot=2", "task.train_queries=2", "hydra.sweep.dir=sweep"]
     assert fsl(monkeypatch, "train", "-m", "algo=protonet,maml", "seed=0,1", *words) == 0
     found = [result(f"sweep/{number}") for number in range(4)]
-    assert [(one["algo"], one["seed"]) for one in found] == [("protonet", 0), ("protonet", 1), ("maml", 0), ("maml", 1)]
+    assert [(one["algo"], one["train_seed"]) for one in found] == [("protonet", 0), ("protonet", 1), ("maml", 0), ("maml", 1)]
     weights = [checkpoint.load(f"sweep/{number}/best.pt", "checkpoint")["algo"] for number in (0, 1)]
     assert not weights[0]["model.blocks.0.convolution.weight"].equal(weights[1]["model.blocks.0.convolution.weight"])
 
@@ -178,7 +182,7 @@ def test_evaluate_at_another_way_shot_norm_split_and_data_set(monkeypatch: pytes
     ]
     assert fsl(monkeypatch, "evaluate", *words, "task.way=8", "task.shot=5", "norm=support", "split=val", "seed=7", "out=e") == 0
     found = result("e")
-    assert (found["way"], found["shot"], found["norm"], found["split"], found["seed"], found["classes"]) == (
+    assert (found["way"], found["shot"], found["norm"], found["split"], found["episode_seed"], found["classes"]) == (
         8,
         5,
         "support",

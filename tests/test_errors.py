@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from test_cli import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
-from fsl_cli.cli import apart
+from fsl_cli.cli import apart, checked
 from fsl_cli.tracking import alone
+from fsl_cli.whole import whole
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -75,6 +77,9 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["seed=99999999999999999999"], ["seed"]),
         (["out"], ["out"]),
         (["out="], ["out has no value. Give it one, out=PATH"]),
+        (["resume=run/last.pt", "-m"], ["resume = run/last.pt, but the jobs of a sweep", "without -m"]),
+        (["algo=reptile", "algo.eval_inner_batch=0"], ["algo.eval_inner_batch = 0, but it must be at least 1."]),
+        (["algo=mtl", "algo.inner_steps=-1", "pretrain=null"], ["algo.inner_steps = -1, but it must not be negative."]),
         (["out=there", "-m"], ["out = there, but the jobs of a sweep", "hydra.sweep.dir=there"]),
         (["resume=nothing.pt"], ["resume = nothing.pt: there is no such file"]),
         (["--steps=20"], ["--steps=20 begins with a dash. Options are written key=value: steps=20."]),
@@ -221,6 +226,23 @@ def test_names_of_files_may_hold_what_hydra_has_a_meaning_for(name: str, monkeyp
     assert Path("home/result.json").exists() and Path(f"again {name}/result.json").exists()
 
 
+def test_home_is_meant_in_sweeps_too(monkeypatch: Any, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["-m", "checkpoint=~/a.pt", "algo=centroid,knn"]
+    assert checked("evaluate", words) == ["-m", f"checkpoint={tmp_path}/a.pt", "algo=centroid,knn"]
+
+
+def test_a_file_is_written_as_a_whole_or_stays_as_it_was(tmp_path: Path):
+    path = tmp_path / "result.json"
+    for text, error in (("new", None), ("half", RuntimeError)):
+        with pytest.raises(error) if error else nullcontext(), whole(path) as file:
+            file.write(text)
+            if error:
+                raise error
+        assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_a_frozen_network_needs_running_statistics(models: Path, monkeypatch: Any, capfd: Any):
     words = [f"pretrain={models}/maml/best.pt", "pretrain_frozen=true", "algo=cnp", "steps=1"]
     said = message(monkeypatch, capfd, "train", *SMALL, *words, "out=run")
@@ -276,7 +298,8 @@ def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, 
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
     assert "dataset is not an option of this command" in message(monkeypatch, capfd, "predict", "dataset=omniglot")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")
-    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *untrained)
+    assert "model = conv4 has no weights yet" in message(monkeypatch, capfd, *untrained, "checkpoint=null")
+    assert "but a sweep has one" in message(monkeypatch, capfd, "evaluate", "-m", "checkpoint=a.pt,b.pt")
     assert "algo = maml must be trained first" in message(monkeypatch, capfd, *untrained, "algo=maml")
     assert "maml is a folder" in message(monkeypatch, capfd, "evaluate", f"checkpoint={models}/maml")
 

@@ -12,7 +12,7 @@ from test_cli import SMALL, metrics
 from fsl_cli import checkpoint
 from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import TRAIN, EpisodeSampler, Hard
-from fsl_cli.hard import KEPT, LAG, failed, hard
+from fsl_cli.hard import KEPT, failed, hard
 from fsl_cli.metrics import accuracy_by_class
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -51,24 +51,25 @@ def test_the_worst_class_of_a_task_is_a_failure_and_a_perfect_task_has_none():
     algo.by_class = [found[:3], found[3:]]
     new = failed(algo, ours, [], 7)
     classes = ours.classes_of(7)
-    assert new == [(7, classes[0, 1]), (7, classes[2, 2])]
+    assert new == [classes[0, 1], classes[2, 2]]
     assert algo.by_class == []
 
 
-def test_failures_come_back_two_steps_later_and_the_oldest_are_forgotten():
+def test_failures_come_back_and_the_oldest_are_forgotten():
     algo = make("mtl", "conv4", "algo.hard_tasks=2")
-    failures = [(step, step % 17) for step in range(300)]
-    found = hard(algo, failures, 50)
+    failures = [number % 17 for number in range(KEPT)]
+    found = hard(algo, failures)
     assert found is not None and found.tasks == 2
-    assert set(found.classes) == {step % 17 for step in range(50 - LAG + 1)}
+    assert set(found.classes) == set(range(17))
     algo.by_class = [torch.zeros(4, 3)]
-    assert len(failed(algo, sampler(), failures, 300)) == KEPT + LAG * 4
-    assert hard(make("mtl", "conv4", "algo.hard_tasks=0"), failures, 50) is None
+    after = failed(algo, sampler(), failures, 300)
+    assert len(after) == KEPT and after[:-4] == failures[4:]
+    assert hard(make("mtl", "conv4", "algo.hard_tasks=0"), failures) is None
 
 
 def test_a_run_with_hard_tasks_is_resumed_bit_by_bit(monkeypatch: pytest.MonkeyPatch):
     assert trained(monkeypatch, "whole") == 0
-    assert len({number for _, number in checkpoint.load("whole/last.pt", "test")["progress"]["failures"]}) >= 2
+    assert len(set(checkpoint.load("whole/last.pt", "test")["progress"]["failures"])) >= 2
     with stopped(monkeypatch, 5):
         assert fsl(monkeypatch, "train", "algo=mtl", "out=halves", *SMALL, *STEPS) == 128 + signal.SIGTERM
     assert fsl(monkeypatch, "train", "resume=halves/last.pt") == 0
@@ -85,4 +86,4 @@ def test_more_hard_tasks_than_tasks_are_refused(monkeypatch: pytest.MonkeyPatch,
 def test_a_step_that_was_left_out_has_no_failures():
     algo = make("mtl", "conv4")
     algo.forget()
-    assert failed(algo, sampler(), [(0, 3)], 4) == [(0, 3)]
+    assert failed(algo, sampler(), [3], 4) == [3]

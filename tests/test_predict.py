@@ -198,6 +198,16 @@ def test_leaving_a_class_out_is_what_learning_from_the_others_answers(algo, mode
     assert len(left_out(source.algo, whole.support, source.embeds, source.way is not None, 4)) == 4
 
 
+def test_the_order_of_the_support_images_changes_no_answer(models, drawings):
+    source = fsl_cli.load(models / "finetune" / "best.pt", "device=cpu")
+    files = [f"support/{name}/{number}.png" for name in CLASSES for number in (0, 1)]
+    queries = [file for some in drawings.values() for file in some]
+    found = []
+    for order in (files, [*files[::2], *files[1::2]]):
+        found.append([answer.ranking for answer in source.adapt(order, [Path(file).parent.name for file in order])(queries)])
+    assert found[0] == found[1]
+
+
 def test_what_auto_cannot_be_measured_on_is_refused(models, drawings):
     source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
     files = [f"support/{name}/{number}.png" for name in CLASSES for number in (0, 1)]

@@ -283,6 +283,15 @@ def memory_map(path: Path, classes: int, each: int, shape: tuple[int, ...]) -> t
     return items, Classes([str(c) for c in range(classes)], starts, np.full(classes, each), np.zeros(classes, dtype=np.int64))
 
 
+def test_the_limit_of_a_container_bounds_the_memory_for_the_data(tmp_path: Path):
+    job = tmp_path / "slurm" / "job"
+    job.mkdir(parents=True)
+    for folder, most in ((job, "max"), (job.parent, "5000")):
+        for name, content in (("max", most), ("current", "4500"), ("stat", "anon 3500\ninactive_file 1000\n")):
+            (folder / f"memory.{name}").write_text(content)
+    assert list(device.left(job)) == [1500]
+
+
 def test_a_data_set_larger_than_memory_is_gathered_from_its_memory_map(tmp_path: Path):
     items, classes = memory_map(tmp_path / "items.npy", 50_000, 20, (3, 84, 84))
     assert items.nbytes > 20e9

@@ -260,6 +260,8 @@ def test_python_takes_texts_and_says_what_is_wrong(monkeypatch: Any):
     for texts in ([""], [3]):
         with pytest.raises(ValueError, match="expected a text with at least one word"):
             classifier(texts)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"^Text 2 \('a a a .* has 30,002 bytes, expected at most 20,000"):
+        classifier(["hello", "a " * 15_000 + "aa"])
     with pytest.raises(ValueError, match=r"^The texts are 'hello', expected a list of them"):
         classifier("hello")
     with pytest.raises(ValueError, match="There are no texts"):

@@ -64,8 +64,9 @@ class Finetune(Algorithm):
             raise ValueError(f"algo.backbone = full, but algo.head = {head} fits nothing. Use algo.head=cosine|linear.")
         if transform != "none" and head not in ("centroid", "nearest"):
             raise ValueError(f"algo.transform = {transform}, but algo.head = {head} has none. Use algo.head=centroid|nearest.")
-        if head_epochs < 0 or head_batch < 1:
-            raise ValueError("algo.head_epochs must be at least 0 and algo.head_batch at least 1.")
+        for name, value, least in (("head_epochs", head_epochs, 0), ("head_batch", head_batch, 1)):
+            if value < least:
+                raise ValueError(f"algo.{name} = {value}, but it must be at least {least}.")
         self.model = model
         self.classifier = nn.Linear(model.out_features, classes, bias=head != "cosine")
         self.transform = transform

@@ -30,10 +30,9 @@ class MTL(Algorithm):
         super().__init__()
         if inner_lr <= 0:
             raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
-        if inner_steps < 0 or eval_inner_steps < 0:
-            raise ValueError("algo.inner_steps and algo.eval_inner_steps must be at least 0.")
-        if hard_tasks < 0:
-            raise ValueError(f"algo.hard_tasks = {hard_tasks}, but it must not be negative.")
+        for name, value in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps), ("hard_tasks", hard_tasks)):
+            if value < 0:
+                raise ValueError(f"algo.{name} = {value}, but it must not be negative.")
         self.hard_tasks = hard_tasks
         self.model = model
         self.head = nn.Linear(model.out_features, way)

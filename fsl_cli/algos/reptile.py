@@ -35,7 +35,7 @@ class Reptile(Algorithm):
     """Moves the initial weights towards the weights that each task was trained to."""
 
     compiled = ("trained",)
-    asks = False
+    needs_queries = False
     regresses = True
 
     def __init__(
@@ -55,11 +55,11 @@ class Reptile(Algorithm):
         for name, rate in (("inner_lr", inner_lr), ("eval_inner_lr", eval_inner_lr)):
             if rate is not None and rate <= 0:
                 raise ValueError(f"algo.{name} = {rate}, but it must be positive.")
-        for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch)):
+        for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("eval_inner_batch", eval_inner_batch)):
             if value < 1:
                 raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
-        if eval_inner_steps < 0 or eval_inner_batch < 1:
-            raise ValueError("algo.eval_inner_steps must be at least 0 and algo.eval_inner_batch at least 1.")
+        if eval_inner_steps < 0:
+            raise ValueError(f"algo.eval_inner_steps = {eval_inner_steps}, but it must not be negative.")
         self.model = model
         self.head = nn.Linear(model.out_features, way)
         self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
@@ -90,7 +90,7 @@ class Reptile(Algorithm):
 
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:
-        assert isinstance(batch, Episode), "Reptile trains on episodes; their query sets are empty and unused"
+        assert isinstance(batch, Episode), "Reptile trains on episodes; whose query sets are empty"
         total: dict[str, Tensor] = {}
         for part, share in chunks(batch, self.task_chunk):
             last = self.trained(part.support)

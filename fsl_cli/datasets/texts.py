@@ -18,6 +18,7 @@ HEADINGS = {
     *("label", "intent", "class", "class_name", "category", "target", "tag", "topic"),
 }
 TABLES = (".csv", ".tsv")
+LONGEST = 20_000  # bytes of a text: all items of a set are as wide as the longest
 
 
 class Sentence(NamedTuple):
@@ -39,6 +40,11 @@ def to_items(texts: Iterable[str]) -> np.ndarray:
         if not isinstance(text, str) or not text.split():
             raise ValueError(f"Text {number} is {text!r}, expected a text with at least one word. Mend it or leave it out.")
         items.append(" ".join(text.split()).encode())
+        if len(items[-1]) > LONGEST:
+            raise ValueError(
+                f"Text {number} ({text[:30]!r}...) has {len(items[-1]):,} bytes, expected at most {LONGEST:,}: models read the "
+                "beginning alone. Shorten it."
+            )
     return np.array(items, dtype=np.bytes_)
 
 
@@ -79,6 +85,7 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
             raise ValueError(
                 f"{path}, line {line}: {len(cells)} columns, expected two, text,label, parted by a comma (in .tsv a tab). "
                 "Put a text that has commas in double quotes, or call the columns text and label in a first line."
+                + (" Semicolons do not part columns." if len(cells) == 1 and ";" in cells[0] else "")
             )
         text, label = (cells[column] for column in columns)
         if not text or not label:

@@ -1,0 +1,44 @@
+"""What was typed: words `key=value`, as Hydra takes them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# Names of files among what can be typed.
+PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
+         "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
+
+
+def typed(overrides: Iterable[str]) -> dict[str, str]:
+    """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
+    pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
+    return {key: _unquoted(value) for key, _, value in pairs}
+
+
+def quoted(overrides: Iterable[str]) -> list[str]:
+    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents; `~` is home."""
+    words = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if equals and key in PATHS:
+            if not value:
+                raise ValueError(f"{key} has no value. Give it one, {key}=PATH, or leave it out.")
+            word = expanded(word)
+            value = word.partition("=")[2]
+            if value != "null" and value[0] not in "'\"" and "${" not in value:
+                escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
+                word = f"{key}='{escaped}'"
+        words.append(word)
+    return words
+
+
+def expanded(word: str) -> str:
+    """An override in which `~` at the beginning of the name of a file is home."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value).expanduser()}" if key in PATHS and value.startswith("~") else word
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return value
+    return re.sub(r"(\\*)(\\['\"]|$)", lambda found: found[1][: len(found[1]) // 2] + found[2][1:], value[1:-1])

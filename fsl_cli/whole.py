@@ -1,0 +1,21 @@
+"""Files that are there as a whole or not at all, whenever a process is killed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def whole(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
+    """A file to write to, under a temporary name; it gets its own, in place of what had it before, when all is on disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open(mode, newline=newline, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
