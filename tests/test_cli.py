@@ -54,8 +54,9 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
     for name in ("config.yaml", "metrics.jsonl", "best.pt", "last.pt", "result.json", "episodes.csv", "tensorboard", "train.log"):
         assert (Path("run") / name).exists(), name
     ours = result("run")
-    for key in ("accuracy", "ci95", "episodes", "way", "shot", "queries", "dataset", "split", "norm", "algo", "train_seed", "episode_seed", "step",
-                "wall_time_s", "tasks_per_s", "macro_f1", "nll", "calibration_error", "inner_steps", "val"):  # fmt: skip
+    for key in ("accuracy", "ci95", "episodes", "way", "shot", "queries", "dataset", "split", "norm", "algo", "train_seed",
+                "episode_seed", "step", "wall_time_s", "tasks_per_s", "macro_f1", "nll", "calibration_error", "inner_steps",
+                "val"):  # fmt: skip
         assert key in ours, key
     assert (ours["algo"], ours["dataset"], ours["split"]) == (algo, "strokes", "test")
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=8", "device=cpu") == 0
