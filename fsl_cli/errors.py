@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl_cli.config import suggest
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 # What OmegaConf calls the types of values.
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 

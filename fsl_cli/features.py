@@ -84,7 +84,7 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
     items, turns = np.divmod(keys, 4)
     inputs = store.gather(Indices(items, turns))
     algo.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
         once, again = (algo.embed(inputs) for _ in range(2))
     return not once.requires_grad and once.equal(again)
 
