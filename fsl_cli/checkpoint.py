@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import locate
+from fsl_cli.speed import Choice
 from fsl_cli.whole import whole
 
 FORMAT = 1
@@ -76,6 +77,12 @@ def trainer(content: dict[str, Any]) -> type[Algorithm]:
 def seen(content: dict[str, Any]) -> list[str]:
     """The names of the classes that a checkpoint was trained on, as far as it says so."""
     return content["data"].get("seen", [])
+
+
+def fastest(content: dict[str, Any], device: torch.device) -> Choice | None:
+    """How a checkpoint's steps were computed, if it was on such a device."""
+    same = OmegaConf.create(content["config"]).device.name == device.type
+    return content["fastest"] if same else None
 
 
 def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:

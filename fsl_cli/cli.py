@@ -150,6 +150,7 @@ def run(command: str, overrides: list[str]) -> int:
         flags, others = apart(parallel.quiet(completed))
         sys.argv = [f"fsl {command}", *flags, *others]
         module.main()
+        parallel.leave()
     except KeyboardInterrupt:
         return interrupted()
     except BrokenPipeError:

@@ -55,18 +55,28 @@ def _all_threads() -> int:
 
 def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Algorithm:
     """Moves an algorithm to the device, with the arithmetic asked for."""
-    if precision == "auto":
-        precision = "tf32" if place.type == "cuda" else "fp32"
-    if precision == "tf32" and place.type != "cuda":
-        raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
-    algo.precision = precision
-    torch.backends.cudnn.deterministic = True  # the same command gives the same numbers
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if precision == "bf16":
+    algo.precision = arithmetic(place, precision)
+    if algo.precision == "bf16":
         for module in algo.modules():
             if isinstance(module, Embedding):
                 _autocast(module, place)
     return algo.to(place)
+
+
+def arithmetic(place: torch.device, precision: str) -> str:
+    """Lets torch compute on the device with one precision; returns which, where `auto` leaves it open."""
+    cuda = place.type == "cuda"
+    if precision == "auto":
+        precision = "tf32" if cuda else "fp32"
+    if precision == "tf32" and not cuda:
+        raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
+    if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"device.precision = bf16, but {torch.cuda.get_device_name(place)} has no bfloat16. Use tf32 or fp32.")
+    torch.backends.cudnn.deterministic = True  # as far as there are such kernels
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if cuda:
+        torch.backends.cuda.preferred_linalg_library("cusolver")  # the other one waits for the device, which no graph can hold
+    return precision
 
 
 def _autocast(model: Embedding, place: torch.device) -> None:

@@ -15,7 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl_cli.config import suggest
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine",
+)
 # What OmegaConf calls the types of values.
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
@@ -53,7 +59,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OmegaConfBaseException | HydraException):
         return _configuration(error), 2
     if out_of_memory(error):
-        return "Out of memory. Lower device.task_chunk or task.tasks, or use a smaller model.", 1
+        said = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""  # the libraries of a GPU may mean something else
+        return f"Out of memory{said}. Lower device.task_chunk or task.tasks, or use a smaller model.", 1
     if isinstance(error, RunError):
         return str(error), 1
     if isinstance(error, OSError):

@@ -14,7 +14,7 @@ from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler, Indices
 from fsl_cli.models.norm import norm_layers
 from fsl_cli.sources import AnyStore, Sampler
-from fsl_cli.store import Store
+from fsl_cli.store import Store, send
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class FeatureStore(Store):
     def gather(self, indices: Indices) -> Tensor:
         """Embeddings `[..., features]` for indices `[...]`."""
         rows = self.rows[indices.items * 4 + indices.turns]
-        return self.features[torch.as_tensor(rows, device=self.features.device)]
+        return self.features[send(rows, self.features.device)]
 
 
 def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSampler, steps: int, budget: float) -> AnyStore:

@@ -35,6 +35,12 @@ def join(device: torch.device) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
+def leave() -> None:
+    """Ends the exchange with the other processes, after a run that came to its end."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def rank() -> int:
     """The number of this process."""
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0

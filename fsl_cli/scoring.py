@@ -3,6 +3,8 @@
 Several processes share the list out and gather the scores, so that all of them come to the same accuracy.
 """
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,10 +12,13 @@ from torch import Tensor
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
+from fsl_cli.errors import out_of_memory
 from fsl_cli.features import embeddings
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
 from fsl_cli.sources import AnyStore, Sampler
 from fsl_cli.store import Store
+
+log = logging.getLogger(__name__)
 
 CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
 CURVE_EPISODES = 48  # at most: of a whole list it would take as long again as the accuracy
@@ -35,13 +40,21 @@ def _score(algo: Algorithm, store: AnyStore, sampler: Sampler, part: slice) -> l
     indices = sampler.fixed(part.start, part.stop)
     if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
         return _score_cached(algo, store, indices, sampler.shot)
-    parts = []
-    for start in range(0, len(indices.items), algo.score_chunk):
-        batch = store.episodes(indices.rows(slice(start, start + algo.score_chunk)), sampler.shot)
-        if algo.regression:
-            parts.append(score_values(algo.curves(batch), batch.query.targets))
+    parts, done = [], 0
+    while done < len(indices.items):
+        batch = store.episodes(indices.rows(slice(done, done + algo.score_chunk)), sampler.shot)
+        try:
+            if algo.regression:
+                parts.append(score_values(algo.curves(batch), batch.query.targets))
+            else:
+                parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+        except RuntimeError as error:
+            if not out_of_memory(error) or algo.score_chunk == 1:
+                raise
+            algo.score_chunk //= 2
+            log.info(f"Out of memory: {algo.score_chunk} episodes are scored at once from here on.")
         else:
-            parts.append(score_logits(algo.predictions(batch), batch.query.targets))
+            done += len(batch.query.targets)
     return parts
 
 

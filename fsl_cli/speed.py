@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 Choice = dict[str, Any]  # threads and task_chunk, where None means all, workers, and channels_last
 UNMEASURED: Choice = {"threads": None, "workers": 1, "task_chunk": None, "channels_last": False}
 
-SCORED, SCORED_VALUES = 8, 250  # tasks mapped at once in scoring, at most; networks of regression are small
+SCORED, SCORED_CUDA, SCORED_VALUES = 8, 32, 250  # tasks mapped at once in scoring, at most; networks of regression are small
 ADAPTED = 2**25  # weights that evaluation adapts at once: an optimizer and the gradients take a few times their memory
 WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
 
@@ -38,10 +38,15 @@ class Stepper:
                 f"device.workers = {fastest['workers']}, but a step that is compiled or captured is computed as a whole. "
                 "Set device.workers=1."
             )
+        if captured and getattr(algo, "recompute", False):
+            raise ValueError(
+                "device.graph = true, but algo.recompute = true computes parts of a step while the rest is differentiated, which "
+                "no graph holds. Leave one of them false."
+            )
         if captured and not next(algo.parameters()).is_cuda:
             raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
         self.captured = captured
-        self.backward = self._way()
+        self.backward = way(algo, fastest, captured)
         if compiled:
             for name in algo.compiled:
                 setattr(algo, name, torch.compile(getattr(algo, name)))
@@ -58,12 +63,9 @@ class Stepper:
                 self.algo.task_chunk = max(1, min(self.algo.task_chunk or tasks(batch), tasks(batch)) // 2)
                 self.fastest["task_chunk"] = self.algo.task_chunk  # checkpoints keep it
                 log.info(f"Out of memory: device.task_chunk is {self.algo.task_chunk} from here on.")
-            self.backward = self._way()
+            self.backward = way(self.algo, self.fastest, self.captured)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    def _way(self) -> Callable[[Batch], Outcome]:
-        return Capture(self.algo) if self.captured else backward(self.algo, self.fastest)
 
     def _can_halve(self, batch: Batch) -> bool:
         return isinstance(batch, Episode) and min(self.algo.task_chunk or tasks(batch), tasks(batch)) > 1
@@ -74,16 +76,16 @@ class Capture:
 
     def __init__(self, algo: Algorithm) -> None:
         self.algo, self.calls = algo, 0
+        self.stream = torch.cuda.Stream()  # of the steps before the capture and of the capture itself
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch) -> Outcome:
         self.calls += 1
         if self.calls <= WARM_UP:  # true steps, only on a stream of their own, as capturing asks
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 outcome = self.algo.backward(batch)
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self.stream)
             return outcome
         if self.graph is None:
             self._record(batch)
@@ -105,7 +107,7 @@ class Capture:
         for parameter in self.algo.parameters():
             parameter.grad = None  # so that the graph sets its gradients and does not add to old ones
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outcome = self.algo.backward(self.batch)
         self.graph = graph
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
@@ -116,15 +118,19 @@ def changes(algo: Algorithm) -> tuple[str, ...]:
     return (*algo.spans, *(["hard_tasks"] if algo.hard_tasks else []))
 
 
-def backward(algo: Algorithm, choice: Choice) -> Callable[[Batch], Outcome]:
-    """What adds the gradient of a meta-batch: the algorithm's own `backward`, or threads that share it out."""
+def way(algo: Algorithm, choice: Choice, captured: bool = False) -> Callable[[Batch], Outcome]:
+    """What adds the gradient of a meta-batch: the algorithm's own `backward`, its CUDA graph, or threads that share it out."""
+    if captured:
+        return Capture(algo)
     return Workers(algo, choice["workers"]) if choice["workers"] > 1 else algo.backward
 
 
 def use(algo: Algorithm, choice: Choice) -> None:
     """Lets training steps, and for what it says of them evaluations, be computed in one way."""
     algo.task_chunk = choice["task_chunk"]
-    algo.score_chunk = at_once(algo, SCORED_VALUES if algo.regression else min(SCORED, choice["task_chunk"] or SCORED))
+    cuda = next(algo.parameters()).is_cuda
+    most = SCORED_VALUES if algo.regression else SCORED_CUDA if cuda else min(SCORED, choice["task_chunk"] or SCORED)
+    algo.score_chunk = at_once(algo, most)
     torch.set_num_threads(choice["threads"] or torch.get_num_threads())
     algo.to(memory_format=torch.channels_last if choice["channels_last"] else torch.contiguous_format)
 

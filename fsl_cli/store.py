@@ -53,24 +53,22 @@ class Store:
 
     def gather(self, indices: Indices) -> Tensor:
         """Items `[..., *item]` for indices `[...]`."""
-        device = self.device
         items = self._fetch(indices.items.ravel())  # [n, C, H, W] or [n, length]
         if self.lengths is not None:  # what all these texts leave empty would be computed in vain
             return items[:, : max(1, self.lengths[indices.items].max())].unflatten(0, indices.items.shape)
         if indices.turns.any():
-            turns = torch.as_tensor(indices.turns.ravel(), device=device)
+            turns = send(indices.turns.ravel(), self.device)
             source = self.turned[turns].unsqueeze(1).expand(-1, self.shape[0], -1)  # [n, C, H * W]
             items = items.flatten(2).gather(2, source)
         inputs = items.to(torch.float32) / 255
         if indices.draws is not None:
-            inputs = self.augment(inputs, torch.as_tensor(indices.draws.reshape(-1, DRAWS), device=device))
+            inputs = self.augment(inputs, send(indices.draws.reshape(-1, DRAWS), self.device))
         return inputs.reshape(*indices.items.shape, *self.shape)
 
     def _fetch(self, numbers: np.ndarray) -> Tensor:
         if self.resident is not None:
-            return self.resident[torch.as_tensor(numbers, device=self.device)]
-        items = torch.from_numpy(np.take(self.items, numbers, axis=0))  # np.take lets other threads run meanwhile
-        return items.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else items
+            return self.resident[send(numbers, self.device)]
+        return send(np.take(self.items, numbers, axis=0), self.device)  # np.take lets other threads run meanwhile
 
     @property
     def near(self) -> bool:
@@ -88,8 +86,14 @@ class Store:
 
     def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
         """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
-        targets = torch.as_tensor(labels, device=self.device)
+        targets = send(labels, self.device)
         return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
+
+
+def send(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on the device; a GPU is not waited for."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Ahead(Generic[T]):

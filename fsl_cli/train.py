@@ -50,6 +50,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     began = time.perf_counter()
     check(cfg)
     place = device.choose(cfg.device.name)
+    cfg.device.name = place.type  # the checkpoint says where its steps were measured
     parallel.join(place)
     chief = parallel.rank() == 0  # of several processes, the one that writes
     job = job or stages.asked(cfg)
@@ -80,7 +81,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     # A copy to a GPU waits until that is idle: the next batch is drawn meanwhile, unless it follows from this one's failures.
     ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
     batches = Ahead(batches) if ahead else batches
-    fastest = tuning.fastest(cfg, state.algo, batches(state.step), content and content["fastest"])
+    fastest = tuning.fastest(cfg, state.algo, batches(state.step), checkpoint.fastest(content, place) if content else None)
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {
         "config": OmegaConf.to_yaml(cfg),

@@ -19,7 +19,7 @@ from fsl_cli.algos.base import Algorithm, Batch, leaves
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
 from fsl_cli.errors import out_of_memory
-from fsl_cli.speed import UNMEASURED, Choice, backward, batch_on_gpu, reset, tasks, use
+from fsl_cli.speed import UNMEASURED, WARM_UP, Choice, batch_on_gpu, reset, tasks, use, way
 from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
     file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg, batch)}.json"
     chosen = kept or parallel.same(_read(file))
     if chosen is None and cfg.steps >= WORTHWHILE:
-        chosen = parallel.same(measure(algo, batch, asked))
+        chosen = parallel.same(measure(algo, batch, asked, cfg.device.graph))
         if parallel.rank() == 0:
             _write(file, chosen)
     return _filled(asked, chosen or UNMEASURED | {"task_chunk": min(CHUNK, tasks(batch))})
@@ -71,18 +71,21 @@ def _filled(asked: dict[str, Any], chosen: Choice) -> Choice:
     return {name: chosen[name] if value == "auto" else value for name, value in asked.items()}
 
 
-def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any]) -> Choice:
-    """Times steps on a real batch, first over threads and workers, then over chunk sizes and layouts; leaves `algo` as it was."""
+def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool = False) -> Choice:
+    """Times steps on a real batch, first over threads and workers, then over chunk sizes and layouts; leaves `algo` as it was.
+
+    `captured`: the steps are replayed from CUDA graphs, as those of the run will be.
+    """
     before = torch.get_num_threads()
     chosen = _filled(asked, {**UNMEASURED, "threads": before, "task_chunk": min(CHUNK, tasks(batch))})
     ways = [(threads, chosen["workers"]) for threads in (halvings(before) if asked["threads"] == "auto" else [chosen["threads"]])]
     if asked["workers"] == "auto" and not draws(algo, batch):
         ways += [(chosen["threads"], workers) for workers in halvings(min(chosen["threads"] or before, tasks(batch)))[1:]]
-    chosen = _fastest(algo, batch, [{**chosen, "threads": threads, "workers": workers} for threads, workers in ways])
+    chosen = _fastest(algo, batch, [{**chosen, "threads": threads, "workers": workers} for threads, workers in ways], captured)
     layouts = (False, True) if asked["channels_last"] == "auto" else (chosen["channels_last"],)
     sizes = halvings(-(-tasks(batch) // chosen["workers"])) if asked["task_chunk"] == "auto" else [chosen["task_chunk"]]
     ways = itertools.product(layouts, sizes)
-    chosen = _fastest(algo, batch, [{**chosen, "channels_last": layout, "task_chunk": size} for layout, size in ways])
+    chosen = _fastest(algo, batch, [{**chosen, "channels_last": layout, "task_chunk": size} for layout, size in ways], captured)
     torch.set_num_threads(before)
     return chosen
 
@@ -94,18 +97,18 @@ def draws(algo: Algorithm, batch: Batch) -> bool:
     return not torch.get_rng_state().equal(before)
 
 
-def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice]) -> Choice:
+def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice], captured: bool) -> Choice:
     """The candidate with the fastest step, of a few rounds over all: a machine that slows down meanwhile slows them all."""
     if len(candidates) == 1:
         return candidates[0]
-    _seconds(algo, batch, candidates[0])  # loads what all of them use
+    _seconds(algo, batch, candidates[0], captured)  # loads what all of them use
     times: dict[int, float] = {}  # of the candidates that are still in
     start = time.perf_counter()
     for turn in range(1 + ROUNDS):  # the first one warms up
         if turn > 1 and parallel.world() == 1 and time.perf_counter() - start > PATIENCE:
             break
         for number in list(times) if turn else range(len(candidates)):
-            seconds = _seconds(algo, batch, candidates[number])
+            seconds = _seconds(algo, batch, candidates[number], captured)
             if seconds is None:
                 times.pop(number, None)
             else:
@@ -131,13 +134,17 @@ def _report(candidates: list[Choice], number: int, seconds: float, more: str = "
     log.info(f"{words}: {1000 * seconds:.0f} ms a step{more}")
 
 
-def _seconds(algo: Algorithm, batch: Batch, choice: Choice) -> float | None:
+def _seconds(algo: Algorithm, batch: Batch, choice: Choice, captured: bool = False) -> float | None:
     """How long one step takes, or None if the memory does not reach; leaves `algo` as it was."""
     buffers = {name: buffer.clone() for name, buffer in algo.named_buffers()}
     chunk = algo.task_chunk
     use(algo, choice)
     try:
-        step = backward(algo.train(), choice)
+        step = way(algo.train(), choice, captured)
+        for _ in range(WARM_UP + 1 if captured else 0):
+            step(batch)
+        if batch_on_gpu(batch):
+            torch.cuda.synchronize()  # with what came before
         start = time.perf_counter()
         step(batch)
         if batch_on_gpu(batch):

@@ -74,7 +74,7 @@ class Bench:
             asked["threads"] = None
         if self.arguments.compile or not tuning.divisible(algo, batch):
             asked["workers"] = 1
-        choice = tuning.measure(algo, batch, asked)
+        choice = tuning.measure(algo, batch, asked, self.arguments.graph)
         self.chosen[name] = choice
         before = torch.get_num_threads()
         stepper = speed.Stepper(algo, choice, self.arguments.compile, self.arguments.graph)

@@ -1,13 +1,15 @@
 """How a step is run changes how fast it is, and nothing else."""
 
+import contextlib
 import copy
 import functools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,14 +17,15 @@ import torch
 from conftest import composed, fsl
 from test_algos import ALGOS, EPISODIC, blobs, gradients, make, training_batch
 
-from fsl_cli import device, speed, tuning
-from fsl_cli.algos.base import Batch, Outcome, map_tensors
+from fsl_cli import checkpoint, device, speed, tuning
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, map_tensors
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import TRAIN, EpisodeSampler
+from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import out_of_memory
 from fsl_cli.models.conv4 import Conv4
+from fsl_cli.scoring import score
 from fsl_cli.store import Ahead, Store
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -70,7 +73,7 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
 def test_the_fastest_way_is_found_on_a_machine_that_slows_down(monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
 
-    def seconds(algo: Any, batch: Any, choice: speed.Choice) -> float | None:
+    def seconds(algo: Any, batch: Any, choice: speed.Choice, captured: bool) -> float | None:
         calls.append(choice["task_chunk"])
         cost = {1: 1.3, 2: 1.1, 4: 1.0, 8: 20.0, 16: None}[choice["task_chunk"]]
         return cost and cost * 1.05 ** len(calls)
@@ -202,6 +205,134 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
         stepper(batch)
+
+
+def test_out_of_memory_halves_the_episodes_that_are_scored_at_once(caplog: pytest.LogCaptureFixture):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 16, 16), dtype=np.uint8)
+    classes = Classes([str(c) for c in range(4)], np.arange(4) * 6, np.full(4, 6), np.zeros(4, dtype=np.int64))
+    setting = (Store(pixels, torch.device("cpu")), EpisodeSampler(classes, 3, 2, 3, 1, 0, TRAIN), 11)
+    algo = make("maml", "conv4").float()
+    expected = score(algo, *setting).measured
+    predictions = algo.predictions
+
+    def hungry(batch: Episode) -> torch.Tensor:
+        if speed.tasks(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predictions(batch)
+
+    most = 2
+    algo.predictions = hungry
+    with caplog.at_level(logging.INFO):
+        torch.testing.assert_close(score(algo, *setting).measured, expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Out of memory: 4 episodes are scored at once from here on.",
+        "Out of memory: 2 episodes are scored at once from here on.",
+    ]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        score(algo, *setting)
+
+
+class Graph:
+    """In place of a CUDA graph: what is captured is not computed, and a replay computes it into the captured tensors."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], None] = lambda: None
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a CPU stand in for a CUDA device with graphs."""
+    stream = MagicMock()
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    backward = Algorithm.backward
+    recording: list[Graph] = []
+
+    @contextlib.contextmanager
+    def graph(made: Graph, **_: Any) -> Iterator[None]:
+        recording.append(made)
+        yield
+        recording.clear()
+
+    def recorded(algo: Algorithm, batch: Batch) -> Outcome:
+        if not recording:
+            return backward(algo, batch)
+        assert all(parameter.grad is None for parameter in algo.parameters()), "what is captured would add to old gradients"
+        before = {name: buffer.clone() for name, buffer in algo.named_buffers()}
+        outcome = backward(algo, batch)
+        captured = [parameter.grad for parameter in algo.parameters()]
+        speed.reset(algo, before)
+        for parameter, gradient in zip(algo.parameters(), captured, strict=True):
+            parameter.grad = gradient
+
+        def replay() -> None:
+            kept = [parameter.grad for parameter in algo.parameters()]
+            algo.zero_grad()
+            again = backward(algo, batch)
+            for parameter, gradient, old in zip(algo.parameters(), captured, kept, strict=True):
+                if gradient is not None and parameter.grad is not None:
+                    gradient.copy_(parameter.grad)
+                parameter.grad = old
+            for old, new in zip(outcome, again, strict=True):
+                old.detach().copy_(new)
+
+        for value in (*outcome, *(gradient for gradient in captured if gradient is not None)):
+            value.detach().fill_(torch.nan)  # a capture computes nothing
+        recording[0].replay = replay
+        return outcome
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(Algorithm, "backward", recorded)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("name", ["maml", "protonet", "finetune"])
+def test_a_replayed_step_is_a_step_on_the_batch_that_is_given(name: str):
+    torch.manual_seed(1)
+    plain = make(name, "conv4").train()
+    fast = copy.deepcopy(plain)
+    step = speed.way(fast, FREE, captured=True)
+    outcomes = []
+    for number in range(speed.WARM_UP + 3):
+        torch.manual_seed(number)
+        batch = training_batch(plain, 4)
+        plain.zero_grad()
+        fast.zero_grad()
+        expected = plain.backward(batch)
+        outcomes.append((expected, step(batch)))
+        for key, value in gradients(plain).items():
+            torch.testing.assert_close(gradients(fast)[key], value, rtol=1e-8, atol=1e-11)
+        for key, value in plain.named_buffers():
+            torch.testing.assert_close(fast.get_buffer(key), value)
+        with torch.no_grad():
+            for built in (plain, fast):
+                for parameter in built.parameters():
+                    parameter.mul_(0.999)
+    for expected, found in outcomes:  # none was overwritten by a later replay
+        torch.testing.assert_close(found.loss.detach(), expected.loss.detach())
+    with pytest.raises(ValueError, match="the batches differ in shape"):
+        step(map_tensors(training_batch(plain, 4), lambda tensor: tensor[:2]))
+
+
+def test_recomputed_steps_are_not_captured():
+    algo = make("maml", "mlp", "algo.recompute=true")
+    with pytest.raises(ValueError, match=r"algo\.recompute = true computes parts"):
+        speed.Stepper(algo, FREE, captured=True)
+
+
+def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(ValueError, match="Tesla T4 has no bfloat16"):
+        device.arithmetic(torch.device("cuda"), "bf16")
+
+
+def test_what_was_fastest_on_another_device_is_measured_again():
+    content = {"config": "device: {name: cuda}", "fastest": FREE}
+    assert checkpoint.fastest(content, torch.device("cuda")) == FREE
+    assert checkpoint.fastest(content, torch.device("cpu")) is None
 
 
 @pytest.mark.slow

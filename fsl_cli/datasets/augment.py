@@ -65,4 +65,5 @@ def _grey(images: Tensor) -> Tensor:
     """Colour images `[n, 3, H, W]` as grey ones `[n, 1, H, W]`; grey ones as they are."""
     if images.shape[1] == 1:
         return images
-    return (images * torch.tensor(GREY, device=images.device)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = (share * channel for share, channel in zip(GREY, images.split(1, dim=1), strict=True))
+    return red + green + blue
