@@ -1,7 +1,6 @@
 """Folders and archives are read alike, and what was made to do harm is refused."""
 
 import gzip
-import io
 import stat
 import tarfile
 import zipfile
@@ -9,33 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support_files import write_folder, write_tar, write_zip
 
 from fsl_cli.datasets import archives
 
 FILES = {"set/cat/a.txt": b"one", "set/cat/b.bin": b"two" * 1000, "set/dog/c.txt": b""}
-
-
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w:xz") -> Path:
-    with tarfile.open(path, mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_folder(path: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
 
 
 def everything(source: Path) -> dict[str, bytes | None]:

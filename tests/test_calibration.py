@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES
-from test_algos import blobs, make
+from support_algos import blobs, make
 
 import fsl_cli
 from fsl_cli.calibration import held_out, rejection, temperature

@@ -1,6 +1,5 @@
 """The commands as a user types them, in this process, on a small `strokes`: train, evaluate, stop, resume, sweep."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,44 +7,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import fsl, message, stopped
-from test_algos import make
+from support_algos import make
+from support_runs import ALGOS, SMALL, metrics, result, trained
 
 from fsl_cli import checkpoint, train
 from fsl_cli.loading import give_weights
 from fsl_cli.tracking import alone
 
 pytestmark = pytest.mark.usefixtures("workplace")
-
-SMALL = [
-    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
-    "task.queries=3", "episodes=8", "val_episodes=4", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
-]  # fmt: skip
-ALGOS = {
-    "protonet": ["task.train_way=6", "steps=8"],
-    "maml": ["steps=8"],
-    "reptile": [
-        "steps=8",
-        "task.train_shot=3",
-        "task.train_queries=0",
-        "algo.inner_batch=5",
-        "algo.inner_steps=2",
-        "algo.eval_inner_steps=2",
-    ],
-    "finetune": ["steps=8", "algo.head_epochs=3", "algo.batch=16"],
-}
-
-
-def trained(monkeypatch: pytest.MonkeyPatch, algo: str, out: str, *words: str) -> int:
-    return fsl(monkeypatch, "train", f"algo={algo}", f"out={out}", *SMALL, *ALGOS[algo], *words)
-
-
-def result(out: str) -> dict[str, Any]:
-    return json.loads((Path(out) / "result.json").read_text())
-
-
-def metrics(out: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tasks_per_s"} for line in lines]
 
 
 @pytest.mark.parametrize("algo", ALGOS)

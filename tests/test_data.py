@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from conftest import fsl, message, stopped
 from PIL import Image
-from test_archives import write_folder
-from test_cli import ALGOS, SMALL, result, trained
-from test_photos import images
+from support_files import images, write_folder
+from support_runs import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint
 

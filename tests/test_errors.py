@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import fsl, message, stopped
 from omegaconf import DictConfig, OmegaConf
-from test_cli import ALGOS, SMALL, result, trained
+from support_runs import ALGOS, SMALL, result, trained
 
 from fsl_cli import checkpoint, train
 from fsl_cli.cli import apart, checked

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_algos import blobs, gradients, make
+from support_algos import blobs, gradients, make
 from torch import Tensor, nn
 from torch.nn import functional
 

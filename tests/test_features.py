@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from test_algos import SHAPE, make
+from support_algos import SHAPE, make
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.datasets.augment import Augment

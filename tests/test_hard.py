@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import fsl, stopped
-from test_algos import make
-from test_cli import SMALL, metrics
+from support_algos import make
+from support_runs import SMALL, metrics
 
 from fsl_cli import checkpoint
 from fsl_cli.datasets.packed import Classes

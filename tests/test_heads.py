@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_algos import blobs, make
+from support_algos import blobs, make
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional

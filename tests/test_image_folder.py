@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_archives import write_folder
-from test_photos import FILES, LISTS, images, picture
+from support_files import FILES, LISTS, images, picture, write_folder
 
 from fsl_cli.datasets.class_splits import from_file
 from fsl_cli.datasets.image_folder import ImageFolder

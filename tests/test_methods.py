@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_algos import blobs, gradients, make
+from support_algos import blobs, gradients, make
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional

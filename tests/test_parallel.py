@@ -11,7 +11,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from test_algos import SHAPE, make
+from support_algos import SHAPE, make
 
 from fsl_cli import checkpoint, parallel
 from fsl_cli.datasets.packed import Classes

@@ -8,31 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_archives import write_folder, write_tar, write_zip
-from test_tables import ren
+from support_files import CLASSES, FILES, LISTS, images, picture, ren, write_folder, write_tar, write_zip
 
 from fsl_cli.datasets import class_splits, photos
 from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.datasets.photos import Photos
 
-LISTS = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
-CLASSES = [name for names in LISTS.values() for name in names]
 SIZES = {"imagenet": (864, 36, 100), "mini_imagenet": (64, 16, 20), "tiered_imagenet": (351, 97, 160), "cub": (100, 50, 50),
          "caltech101": (60, 16, 24), "cifar_fs": (64, 16, 20), "fc100": (60, 20, 20)}  # fmt: skip
-
-
-def picture(seed: int, kind: str = "PNG", width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    return buffer.getvalue()
-
-
-def images(classes: list[str], each: int = 3, kind: str = "PNG") -> dict[str, bytes]:
-    return {f"{c}/{c}{k:02d}.{kind.lower()}": picture(100 * int(c[1:]) + k, kind) for c in classes for k in range(each)}
-
-
-FILES = images(CLASSES)
 
 
 @pytest.fixture

@@ -1,19 +1,18 @@
 """`fsl predict`, `fsl adapt` and the same from Python, on small checkpoints and drawings saved as files."""
 
-import csv
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, fsl, message
 from PIL import Image
-from test_algos import SHAPE, make
+from support_algos import SHAPE, make
+from support_runs import rows, summary
 
 import fsl_cli
 from fsl_cli import loading
@@ -25,15 +24,6 @@ from fsl_cli.episodes import Examples
 pytestmark = pytest.mark.usefixtures("workplace")
 
 PREDICT = ("predict", "device=cpu")
-
-
-def rows(out: str) -> list[dict[str, str]]:
-    with (Path(out) / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def summary(out: str) -> dict[str, Any]:
-    return json.loads((Path(out) / "predictions.json").read_text(encoding="utf-8"))
 
 
 def probabilities(out: str) -> dict[str, dict[str, float]]:

@@ -12,8 +12,7 @@ import pytest
 import torch
 from conftest import composed, fsl, message
 from PIL import Image
-from test_cli import ALGOS, SMALL, result
-from test_predict import rows, summary
+from support_runs import ALGOS, SMALL, result, rows, summary
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import fsl
 from PIL import Image
-from test_cli import SMALL, result
+from support_runs import SMALL, result
 
 from fsl_cli import algos
 from fsl_cli.datasets.strokes import Strokes

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import fsl
-from test_predict import rows
+from support_runs import rows
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, fsl, in_two_parts, stopped
-from test_algos import ALGOS, gradients, made_of, task
+from support_algos import ALGOS, gradients, made_of, task
 
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, fsl
-from test_algos import ALGOS, EPISODIC, blobs, gradients, make, training_batch
+from support_algos import ALGOS, EPISODIC, blobs, gradients, make, training_batch
+from support_runs import FREE, TRAINING
 
 from fsl_cli import checkpoint, device, speed, tuning
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, map_tensors
@@ -29,11 +30,6 @@ from fsl_cli.scoring import score
 from fsl_cli.store import Ahead, Store
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-FREE = speed.UNMEASURED
-TRAINING = [
-    "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
-    "task.train_way=6", "task.queries=3", "episodes=10", "val_episodes=10", "device=cpu",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import fsl, stopped
 from omegaconf import DictConfig
-from test_cli import SMALL, metrics, result, trained
+from support_runs import SMALL, metrics, result, trained
 
 from fsl_cli import checkpoint, stages, train
 from fsl_cli.config import composed

@@ -10,17 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support_files import LISTS, dump, pixels, ren
 
 from fsl_cli.datasets import tables
 
-CLASSES = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
-KNOWN = {name for names in CLASSES.values() for name in names}
-
-
-def pixels(split: str) -> np.ndarray:
-    """Three images `[8, 8, 3]` of each class of a split."""
-    seed = list(CLASSES).index(split)
-    return np.random.default_rng(seed).integers(0, 256, (3 * len(CLASSES[split]), 8, 8, 3), dtype=np.uint8)
+KNOWN = {name for names in LISTS.values() for name in names}
 
 
 def png(image: np.ndarray) -> np.ndarray:
@@ -29,18 +23,9 @@ def png(image: np.ndarray) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
-def dump(path: Path, content: Any, protocol: int = 2) -> None:
-    path.write_bytes(pickle.dumps(content, protocol))
-
-
-def ren(folder: Path, split: str, protocol: int) -> None:
-    numbers = {name: list(range(3 * c, 3 * c + 3)) for c, name in enumerate(CLASSES[split])}
-    dump(folder / f"mini-imagenet-cache-{split}.pkl", {"image_data": pixels(split), "class_dict": numbers}, protocol)
-
-
 def gidaris(folder: Path, split: str, protocol: int) -> None:
-    labels = [c for c in range(len(CLASSES[split])) for _ in range(3)]
-    names = OrderedDict((name, c) for c, name in enumerate(CLASSES[split]))
+    labels = [c for c in range(len(LISTS[split])) for _ in range(3)]
+    names = OrderedDict((name, c) for c, name in enumerate(LISTS[split]))
     content = {"data": pixels(split), "labels": labels, "catname2label": names}
     phase = "_phase_train" if split == "train" else ""
     dump(folder / f"miniImageNet_category_split_{split}{phase}.pickle", content, protocol)
@@ -49,13 +34,13 @@ def gidaris(folder: Path, split: str, protocol: int) -> None:
 
 
 def tiered(folder: Path, split: str, protocol: int) -> None:
-    labels = np.repeat(np.arange(len(CLASSES[split])), 3)
+    labels = np.repeat(np.arange(len(LISTS[split])), 3)
     dump(folder / f"{split}_images_png.pkl", [png(image)[:, None] for image in pixels(split)], protocol)
     dump(folder / f"{split}_labels.pkl", {"label_specific": labels, "label_general": np.zeros(len(labels))}, protocol)
 
 
 def npz(folder: Path, split: str, protocol: int) -> None:
-    np.savez_compressed(folder / f"{split}.npz", images=pixels(split), labels=np.repeat(np.array(CLASSES[split]), 3))
+    np.savez_compressed(folder / f"{split}.npz", images=pixels(split), labels=np.repeat(np.array(LISTS[split]), 3))
 
 
 def grouped(folder: Path, split: str, protocol: int) -> None:
@@ -69,7 +54,7 @@ NAMED = {"ren", "gidaris", "npz"}
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_release_gives_its_images_by_class(release, protocol, tmp_path):
-    for split in CLASSES:
+    for split in LISTS:
         RELEASES[release](tmp_path, split, protocol)
     sources = [path for path in sorted(tmp_path.iterdir()) if tables.is_table(path)]
     raw = tables.read(sources, KNOWN, 8, 3, str(tmp_path / "cache"))

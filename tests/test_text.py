@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, fsl, message
-from test_archives import write_folder, write_zip
-from test_cli import result
-from test_predict import rows, summary
+from support_files import write_folder, write_zip
+from support_runs import SMALL_TEXT, result, rows, summary, table
 
 import fsl_cli
 from fsl_cli.config import build
@@ -26,10 +25,6 @@ from fsl_cli.sources import open_store
 pytestmark = pytest.mark.usefixtures("workplace")
 
 SIZES = {"clinc150": (50, 50, 50), "banking77": (25, 25, 27)}
-SMALL = [
-    "model.features=32", "model.buckets=500", "task.way=2", "task.train_way=2", "task.queries=3", "task.tasks=2", "episodes=8",
-    "val_episodes=4", "device=cpu",
-]  # fmt: skip
 
 
 def labels(name: str) -> list[str]:
@@ -64,18 +59,6 @@ FILES = {"clinc150": clinc, "banking77": banking}
 def load(name: str, folder: Path, *words: str) -> Packed:
     cfg = composed(f"dataset={name}", f"data_dir={folder}", f"cache_dir={folder}/cache", *words)
     return build(cfg.dataset, "dataset").load()
-
-
-def table(path: str, classes: int = 12, each: int = 8, header: str = "text,label\n") -> Path:
-    """A csv file of classes that differ in their words."""
-    rng = np.random.default_rng(0)
-    lines = [
-        f"w{c}x{rng.integers(3)} and w{c}x{rng.integers(3)} word{rng.integers(9)},class {c:02d}"
-        for _ in range(each)
-        for c in range(classes)
-    ]
-    Path(path).write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
-    return Path(path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -216,7 +199,7 @@ def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str
     table("own.csv", 16)
     train = [word for word in words if word.startswith("algo.")]
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]"]
-    assert fsl(monkeypatch, "train", f"algo={algo}", *data, *SMALL, *train, "steps=8", "eval_every=8", "out=run") == 0
+    assert fsl(monkeypatch, "train", f"algo={algo}", *data, *SMALL_TEXT, *train, "steps=8", "eval_every=8", "out=run") == 0
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu", "out=again") == 0
     assert result("again")["accuracy"] == result("run")["accuracy"] > 0.5
     assert any(b"val/episode/text_summary" in path.read_bytes() for path in Path("run/tensorboard").iterdir())
@@ -253,7 +236,7 @@ def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str
 def test_python_takes_texts_and_says_what_is_wrong(monkeypatch: Any):
     table("own.csv", 16)
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", "steps=2", "eval_every=2"]
-    assert fsl(monkeypatch, "train", *data, *SMALL, "out=run") == 0
+    assert fsl(monkeypatch, "train", *data, *SMALL_TEXT, "out=run") == 0
     trained = fsl_cli.load("run/best.pt", "device=cpu")
     classifier = trained.adapt(["where is my card", "hello there"], ["card", "greeting"])
     assert [answer.label for answer in classifier(["my card is gone", "hello"])] == ["card", "greeting"]
@@ -274,11 +257,11 @@ def test_mistakes_with_texts_end_in_a_sentence(monkeypatch: Any, capfd: Any):
     table("own.csv", 16)
     Path("images").mkdir()
     words = ["dataset=text_csv", "dataset.file=own.csv"]
-    assert "model=conv4 takes images" in message(monkeypatch, capfd, "train", *words, *SMALL[2:], "model=conv4")
+    assert "model=conv4 takes images" in message(monkeypatch, capfd, "train", *words, *SMALL_TEXT[2:], "model=conv4")
     drawn = [f"dataset.{split}_classes=9" for split in SPLITS]
     assert "takes texts" in message(monkeypatch, capfd, "train", "model=bag_of_words", "device=cpu", *drawn)
     data = [*words, "dataset.fractions=[0.5,0.25,0.25]", "steps=1", "eval_every=1"]
-    assert fsl(monkeypatch, "train", *data, *SMALL, "out=run") == 0
+    assert fsl(monkeypatch, "train", *data, *SMALL_TEXT, "out=run") == 0
     ask = ["predict", "checkpoint=run/best.pt", "device=cpu"]
     assert "support = images is a folder" in message(monkeypatch, capfd, *ask, "support=images", "query=own.csv")
     assert "query = images is a folder" in message(monkeypatch, capfd, *ask, "support=own.csv", "query=images")

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed, fsl, message
-from test_cli import result
-from test_predict import rows, summary
-from test_text import SMALL, table
+from support_runs import SMALL_TEXT, result, rows, summary, table
 
 from fsl_cli.config import build
 
@@ -40,7 +38,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_encoder_of_a_folder_is_trained_further_and_used(algo: str, encoder: Path, monkeypatch: Any, capfd: Any):
     table("own.csv", 16)
     words = ["model=text_encoder", f"model.name={encoder}", "model.length=20"]
-    data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", *SMALL[2:]]
+    data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", *SMALL_TEXT[2:]]
     train = ["train", f"algo={algo}", *data, *words, "model.frozen=false", "steps=2", "eval_every=2", "out=run"]
     assert fsl(monkeypatch, *train) == 0
     assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=8", "device=cpu", "out=again") == 0

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed, fsl
-from test_algos import ALGOS, SHAPE, blobs, gradients, make, training_batch
-from test_speed import FREE, TRAINING
+from support_algos import ALGOS, SHAPE, blobs, gradients, make, training_batch
+from support_runs import FREE, TRAINING
 from torch.nn import functional
 
 from fsl_cli import device, speed, tuning
