@@ -75,8 +75,8 @@ def trainer(content: dict[str, Any]) -> type[Algorithm]:
 
 
 def seen(content: dict[str, Any]) -> list[str]:
-    """The names of the classes that a checkpoint was trained on, as far as it says so."""
-    return content["data"].get("seen", [])
+    """The names of the classes that a checkpoint was trained on."""
+    return content["data"]["seen"]
 
 
 def fastest(content: dict[str, Any], device: torch.device) -> Choice | None:

@@ -55,8 +55,7 @@ def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
     if path is None or content is None:
         return {"trained_by": None, "train_seed": None, "train_on_val": None, "step": None, "checkpoint": None}
     choices, step = content["choices"], content["step"]
-    # An older fsl did not have the option.
-    on_val = OmegaConf.select(OmegaConf.create(content["config"]), "train_on_val", default=False)
+    on_val = OmegaConf.create(content["config"]).train_on_val
     trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "train_on_val": on_val, "step": step}
     return {**trained, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint
-from fsl_cli.config import GROUPS, differences, flat
+from fsl_cli.config import GROUPS, differences
 from fsl_cli.overrides import quoted, typed
 from fsl_cli.tracking import busy
 
@@ -75,11 +75,9 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: l
         refuse_other_length(cfg, content, "schedule")
     words = typed(overrides)
     chosen = {group: (choices[group], content["choices"][group]) for group in ("algo", *GROUPS)}
-    known = flat(OmegaConf.to_container(before, resolve=True)).keys() | words.keys()  # an older fsl had fewer settings
-    values = {key: pair for key, pair in differences(cfg, before).items() if key in known}
     changed = {
         key: (here, there)
-        for key, (here, there) in {**chosen, **values}.items()
+        for key, (here, there) in {**chosen, **differences(cfg, before)}.items()
         if here != there and key not in FREE and not key.startswith("device.")
     }
     if changed:
