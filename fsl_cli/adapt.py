@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from fsl_cli import folders, loading
 from fsl_cli.errors import told
-from fsl_cli.predict import adapted, assess, line
+from fsl_cli.learning import adapted, assess, line
 from fsl_cli.schema import register
 
 log = logging.getLogger(__name__)

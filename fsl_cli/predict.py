@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 
 from fsl_cli import folders, loading
 from fsl_cli.calibration import check_threshold
-from fsl_cli.classifier import BATCH, Classifier, Prediction, Trained, restored
+from fsl_cli.classifier import BATCH, Classifier, Prediction, restored
 from fsl_cli.config import run_folder
-from fsl_cli.datasets.texts import read_labelled, read_texts
+from fsl_cli.datasets.texts import read_texts
 from fsl_cli.errors import told
+from fsl_cli.learning import adapted, assess, line
 from fsl_cli.schema import register
 from fsl_cli.whole import whole
 
@@ -70,49 +71,6 @@ def run(cfg: DictConfig) -> None:
     write(folder, answers, column, {**protocol(classifier), **refusal, **found, "skipped": reader.skipped})
     log.info(f"{len(answers)} predictions are in {folder / 'predictions.csv'} and predictions.json")
     reader.raise_if_skipped(folder / "predictions.csv")
-
-
-def adapted(trained: Trained, support: str | None, reader: folders.Reader) -> Classifier:
-    """The classifier of the images in `support/<class>/`, or of the texts in the table `support`."""
-    if support is None:
-        raise ValueError(
-            "support has no value. Name a folder with a folder of images for each class, support=my_classes/, or a table of "
-            "text,label."
-        )
-    if trained.what == "texts":
-        return trained.adapt(*zip(*read_labelled(folders.table(support, "support")), strict=True))
-    files = folders.labelled(support)
-    with folders.bar(len(files), "learning") as bar:
-        items, kept = reader.read([file.path for file in files], bar)
-    labels = [file.name for file, keep in zip(files, kept, strict=True) if keep]
-    lost = sorted({file.name for file in files} - set(labels))
-    if lost:
-        raise ValueError(
-            f"support: none of the images in class folder {Path(support) / lost[0]} can be read "
-            f"({next(iter(reader.skipped.values()))}). Put one in that can, or remove the folder."
-        )
-    return trained.learn(items, labels)
-
-
-def line(classifier: Classifier) -> str:
-    """What has been learned, in one line."""
-    counts = sorted(classifier.support.targets.sum(0).int().tolist())
-    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-    names = classifier.trained.origin["choices"]
-    return (
-        f"{len(classifier.names)} classes of {each} {classifier.trained.what} each, learned by {names['algo']} with "
-        f"{names['model']} ({names['dataset']}), norm {classifier.trained.algo.norm}, temperature {classifier.temperature:.2f}"
-    )
-
-
-def assess(classifier: Classifier) -> dict[str, Any]:
-    """Logs the accuracy on the support set, one of every class left out at a time; returns it for predictions.json."""
-    found = classifier.leave_one_out()
-    log.info(
-        f"Leave-one-out accuracy on the support {classifier.trained.what}: {100 * found.accuracy:.1f} % "
-        f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f} %, {found.images} {classifier.trained.what})"
-    )
-    return {"leave_one_out": found._asdict()}
 
 
 def chosen(classifier: Classifier) -> dict[str, Any]:
