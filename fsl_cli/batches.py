@@ -11,7 +11,7 @@ from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
 from fsl_cli.hard import hard
 from fsl_cli.sources import AnyStore, Sampler, open_sampler
 from fsl_cli.state import Run
-from fsl_cli.store import Store
+from fsl_cli.store import ItemStore
 
 
 def training_data(cfg: DictConfig) -> Packed | Drawn:
@@ -49,7 +49,7 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
 def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run, step: int, classes: int) -> Batch:
     """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
     if isinstance(sampler, BatchSampler):
-        assert isinstance(store, Store), "batches are made of items"
+        assert isinstance(store, ItemStore), "batches are made of items"
         indices, labels = sampler.indices(step)
         mine = parallel.slice_examples(len(labels))
         return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)

@@ -14,7 +14,7 @@ from fsl_cli.datasets.packed import Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler, Indices
 from fsl_cli.models.norm import norm_layers
 from fsl_cli.sources import AnyStore, Sampler
-from fsl_cli.store import Store, send
+from fsl_cli.store import ItemStore, Store, send
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) ->
     return found
 
 
-class FeatureStore(Store):
-    """Makes training episodes of the embeddings of items."""
+class FeatureStore(ItemStore):
+    """The embeddings of items in their place."""
 
     def __init__(self, algo: Algorithm, store: Store, keys: Keys) -> None:
-        self.augment = store.augment
+        self.device, self.augment = store.device, store.augment
         self.features = embeddings(algo, store, keys, told=True)
         self.rows = np.zeros(4 * len(store.items), dtype=np.int64)  # of each key
         self.rows[keys] = np.arange(len(keys))

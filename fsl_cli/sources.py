@@ -12,10 +12,10 @@ from fsl_cli.episodes import EVALUATION, EpisodeSampler
 from fsl_cli.functions import FunctionSampler, FunctionStore
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
-from fsl_cli.store import Store
+from fsl_cli.store import ItemStore, Store
 
 Sampler = EpisodeSampler | FunctionSampler
-AnyStore = Store | FunctionStore
+AnyStore = ItemStore | FunctionStore
 
 
 def open_store(data: Packed | Drawn, place: torch.device, budget: float, model: Embedding) -> AnyStore:

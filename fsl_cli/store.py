@@ -1,6 +1,7 @@
 """The gathering of items into episodes and batches on the device."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -15,8 +16,45 @@ from fsl_cli.episodes import AUGMENT, Episode, Examples, Indices, P, Points, gen
 T = TypeVar("T")
 
 
-class Store:
-    """The items of a data set, gathered into batches on the device: images as floats in [0, 1], or texts as tokens.
+class ItemStore(ABC):
+    """Makes episodes and batches, on the device, of what a subclass gathers for items."""
+
+    device: torch.device
+    augment: Augment
+
+    @property
+    @abstractmethod
+    def near(self) -> bool:
+        """Whether batches are at hand at once, and need not be fetched ahead."""
+
+    @abstractmethod
+    def gather(self, indices: Indices) -> Tensor:
+        """What stands for items, `[..., *item]`, for indices `[...]`."""
+
+    def vary(self, indices: P, seed: int, step: int) -> P:
+        """The same items, with the random numbers that training step `step` augments them by, if it does."""
+        if isinstance(indices, Points) or not self.augment:
+            return indices
+        draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
+        return indices._replace(draws=draws)
+
+    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
+        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        assert isinstance(indices, Indices), "a store holds items"
+        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
+        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
+
+    def _examples(self, inputs: Tensor) -> Examples:
+        return label(inputs.flatten(1, 2), inputs.shape[1])
+
+    def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
+        """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
+        targets = send(labels, self.device)
+        return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
+
+
+class Store(ItemStore):
+    """The items of a data set themselves: images as floats in [0, 1], or texts as tokens.
 
     They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
     """
@@ -44,13 +82,6 @@ class Store:
         turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
-    def vary(self, indices: P, seed: int, step: int) -> P:
-        """The same items, with the random numbers that training step `step` augments them by, if it does."""
-        if isinstance(indices, Points) or not self.augment:
-            return indices
-        draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
-        return indices._replace(draws=draws)
-
     def gather(self, indices: Indices) -> Tensor:
         """Items `[..., *item]` for indices `[...]`."""
         items = self._fetch(indices.items.ravel())  # [n, C, H, W] or [n, length]
@@ -72,22 +103,7 @@ class Store:
 
     @property
     def near(self) -> bool:
-        """Whether batches are at hand at once, and need not be fetched ahead."""
         return self.resident is not None
-
-    def episodes(self, indices: Indices | Points, shot: int) -> Episode:
-        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
-        assert isinstance(indices, Indices), "a store holds items"
-        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
-        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
-
-    def _examples(self, inputs: Tensor) -> Examples:
-        return label(inputs.flatten(1, 2), inputs.shape[1])
-
-    def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
-        """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""
-        targets = send(labels, self.device)
-        return Examples(self.gather(indices), torch.nn.functional.one_hot(targets, classes).float())
 
 
 def send(values: np.ndarray, device: torch.device) -> Tensor:
