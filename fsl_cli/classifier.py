@@ -62,8 +62,15 @@ class Trained:
         self.embeds = algo.bulk and algo.norm == "running"  # the support set is embedded once, each item by itself
 
     def adapt(self, images: Iterable[Picture], labels: Iterable[object]) -> "Classifier":
-        """Learns classes from `images` (files, Pillow images, uint8 arrays), or texts, with one label each, any number of each
-        class.
+        """Learns classes from labelled images or texts, any number of each class.
+
+        Args:
+            images: files, Pillow images, arrays uint8 `[H, W]` or `[H, W, C]`; or texts.
+            labels: one for each.
+
+        Raises:
+            ValueError: an image cannot be read, the labels are not as many, or the classes are too few, or not as many as an
+                algorithm with a fixed head was trained for.
         """
         return self.learn(self.items(images), [str(label) for label in labels])
 
@@ -140,8 +147,14 @@ class Classifier:
             self.predictor = trained.algo.fit(support)
 
     def __call__(self, images: Iterable[Picture], reject_below: float | None = None) -> list[Prediction]:
-        """What each of `images` (files, Pillow images, uint8 arrays), or texts, is; `unknown` where no class has this
-        probability.
+        """What each image or text is.
+
+        Args:
+            images: as for `Trained.adapt`.
+            reject_below: where no class has this probability, the answer is `unknown`.
+
+        Raises:
+            ValueError: an image cannot be read, `reject_below` is no probability, or a class is itself called `unknown`.
         """
         return self.classify(self.trained.items(images), reject_below)
 

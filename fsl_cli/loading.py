@@ -172,13 +172,18 @@ def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
 def load(path: str | Path | None = None, *overrides: str) -> Trained:
     """What can `adapt(images, labels)`: the algorithm of a checkpoint, or without one the pretrained default.
 
-    `overrides` are options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
+    Args:
+        path: of a best.pt or last.pt that `fsl train` wrote.
+        overrides: options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another kind, or an option is wrong; the sentence says how to mend it.
     """
     words = [*overrides, *([] if path is None else [f"checkpoint={path}"])]
     return open_trained(*composed("predict", prepare(quoted(words))))[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
-    """The classifier in a file that `fsl adapt` or `save` wrote."""
+    """The classifier in a file that `fsl adapt` or `Classifier.save` wrote; arguments and errors are those of `load`."""
     trained, content = open_trained(*composed("predict", prepare(quoted([*overrides, f"classifier={path}"]))))
     return restored(trained, content["classifier"])

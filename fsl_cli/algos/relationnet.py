@@ -23,9 +23,9 @@ class RelationNet(Algorithm):
     norms = PLAIN_NORMS
     cached_chunk = 8  # for the memory of the pairs: in 20 ways those of one episode are 75 MB, several times
 
-    def __init__(self, model: Embedding, hidden: int) -> None:
+    def __init__(self, model: Embedding, hidden: int, cross_entropy: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cross_entropy = model, cross_entropy
         self.relation = Relation(model.out_shape, hidden)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -38,6 +38,8 @@ class RelationNet(Algorithm):
     def loss(self, batch: Batch) -> Outcome:
         assert isinstance(batch, Episode), "a relation network trains on episodes"
         scores, targets = self.predictions(batch), batch.query.targets
+        if self.cross_entropy:
+            return Outcome(functional.cross_entropy(scores.flatten(0, 1), targets.flatten(0, 1)), accuracy(scores, targets))
         return Outcome((scores.sigmoid() - targets).square().mean(), accuracy(scores, targets))
 
 
