@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms import functional as transforms
 
 from fsl_cli.datasets.augment import DRAWS, Augment
+from fsl_cli.datasets.image_folder import ImageFolder
 from fsl_cli.episodes import Indices
 from fsl_cli.store import Store
 
@@ -84,3 +85,8 @@ def test_draws_belong_to_the_seed_and_the_step_and_several_processes_share_them(
     for other in (store.vary(indices, 3, 8), store.vary(indices, 4, 7)):
         assert not np.array_equal(once.draws, other.draws)  # pyright: ignore[reportArgumentType]
     assert torch.equal(store.gather(once)[2:], store.gather(once.rows(slice(2, 4))))
+
+
+def test_a_crop_that_could_miss_the_image_is_refused():
+    with pytest.raises(ValueError, match=r"dataset\.crop = 32, but the images have 32 pixels"):
+        ImageFolder(root="own", cache_dir="cache", fractions=[0.6, 0.2, 0.2], size=32, crop=32)

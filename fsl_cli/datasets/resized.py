@@ -34,6 +34,10 @@ class Resized(Dataset):
     def __post_init__(self) -> None:
         check_shape(self.size, self.channels)
         self.augment = Augment(self.crop, self.flip, self.jitter)
+        if self.crop >= self.size:
+            raise ValueError(
+                f"dataset.crop = {self.crop}, but the images have {self.size} pixels: a crop could miss them. Use 8 or so."
+            )
 
     def packed(self, name: str, key: str, read: Callable[[], Raw], split: Callable[[list[str]], Splits]) -> Packed:
         """The data set that `read` reads where it is not packed under `key` yet; `split` divides the names of its classes."""
