@@ -134,6 +134,8 @@ def interrupted() -> int:
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
+    # Read when torch is imported; the other library waits for the device, which no CUDA graph can hold.
+    os.environ.setdefault("TORCH_LINALG_PREFER_CUSOLVER", "1")
     logging.raiseExceptions = False  # what is printed may be piped to a program that has read enough
     try:
         from fsl_cli.errors import Told, explain

@@ -74,8 +74,6 @@ def arithmetic(place: torch.device, precision: str) -> str:
         raise ValueError(f"device.precision = bf16, but {torch.cuda.get_device_name(place)} has no bfloat16. Use tf32 or fp32.")
     torch.backends.cudnn.deterministic = True  # as far as there are such kernels
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if cuda:
-        torch.backends.cuda.preferred_linalg_library("cusolver")  # the other one waits for the device, which no graph can hold
     return precision
 
 
