@@ -14,6 +14,7 @@ usage: fsl COMMAND [key=value ...]
 
   train       meta-train, validate, test         fsl train algo=maml dataset=omniglot
   evaluate    score a checkpoint                 fsl evaluate checkpoint=runs/train/.../best.pt
+  report      compare finished runs              fsl report runs=runs/sweeps
   data        pack a data set, show an episode   fsl data prepare dataset=mini_imagenet
   predict     recognise your own images          fsl predict support=my_classes/ query=unknown/
   adapt       learn your classes once            fsl adapt support=my_classes/ output=my_classifier
@@ -24,7 +25,7 @@ usage: fsl COMMAND [key=value ...]
 
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
-COMMANDS = ("train", "evaluate", "predict", "adapt", "export", "data")
+COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
 # Of Hydra, which wants them first or last: here they may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}

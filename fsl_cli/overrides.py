@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Names of files among what can be typed.
-PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir",
+PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir", "runs",
          "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
 
 

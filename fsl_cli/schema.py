@@ -161,9 +161,17 @@ class Export:
     out: str = MISSING
 
 
+@dataclass
+class Report:
+    """`fsl report`."""
+
+    runs: str = MISSING
+    out: str = MISSING
+
+
 def register() -> None:
     """Makes the schema known to Hydra, and `${user_cache:}` to OmegaConf."""
     store = ConfigStore.instance()
-    for command in (Train, Evaluate, Adapt, Predict, Export, Data):
+    for command in (Train, Evaluate, Report, Data, Predict, Adapt, Export):
         store.store(name=f"{command.__name__.lower()}_schema", node=command)
     OmegaConf.register_new_resolver("user_cache", lambda: platformdirs.user_cache_dir("fsl"), replace=True)

@@ -152,15 +152,16 @@ def test_the_loop_of_the_readme_trains_and_answers():
     assert names["logits"].shape == (15, 5)
 
 
-def test_two_runs_are_compared_as_the_readme_says(capsys: pytest.CaptureFixture):
-    for run, accuracies in (("a", (0.5, 0.7, 0.9)), ("b", (0.4, 0.6, 0.5))):
-        Path("runs", run).mkdir(parents=True)
-        rows = [f"{number},{accuracy},0.1" for number, accuracy in enumerate(accuracies)]
-        Path("runs", run, "episodes.csv").write_text("\n".join(["episode,accuracy,loss", *rows]))
-    python = re.search(r"```python\n(import numpy.*?)```", README, flags=re.DOTALL)
-    assert python
-    exec(python[1], {})
-    assert [round(float(word), 4) for word in capsys.readouterr().out.split()] == [0.2, 0.196]
+def test_the_readme_compares_runs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    commands = [words for words in COMMANDS if words[0] == "report"]
+    assert len(commands) == 2
+    sweep = commands[1][1].removeprefix("runs=")
+    for algo in ("protonet", "maml"):
+        assert fsl(monkeypatch, "train", f"algo={algo}", f"out={sweep}/{algo}", *quick(["train", f"algo={algo}"])) == 0
+    for words in commands:
+        capfd.readouterr()
+        assert fsl(monkeypatch, *words) == 0
+        assert "| behind the first" in capfd.readouterr().out
 
 
 def test_the_wheel_holds_the_configs_and_runs_from_any_folder(tmp_path: Path):

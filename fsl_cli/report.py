@@ -1,0 +1,206 @@
+"""`fsl report runs=FOLDER`: finished runs in one table for each test, seeds together, every row against the best of its table."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fsl_cli.config import check, flat, run_folder
+from fsl_cli.errors import told
+from fsl_cli.metrics import ACCURACY, MSE, Measure, interval
+from fsl_cli.schema import register
+from fsl_cli.whole import whole
+
+log = logging.getLogger(__name__)
+
+TEST = ("dataset", "dataset_options", "split", "way", "shot", "queries", "episodes", "episode_seed")
+METHOD = ("algo", "model", "norm", "trained_by", "train_on_val", "inner_steps")
+CHECKPOINT = "checkpoint"
+# What a run may differ in and still be the same training with another seed, or on another machine.
+FREE = ("seed", "out", "resume", CHECKPOINT, "trained", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir",
+        "checkpoint_every", "log_every")  # fmt: skip
+COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "behind the first")
+
+register()
+
+
+class Finished(NamedTuple):
+    """A run that has its result."""
+
+    result: dict[str, Any]
+    settings: dict[str, Any]  # of its training, by key
+    scores: np.ndarray  # [episodes]
+
+    @property
+    def test(self) -> str:
+        """What it was tested on: results of one test are of the same episodes."""
+        return json.dumps([*(self.result[key] for key in TEST if key != "dataset_options"), tested(self.result)], sort_keys=True)
+
+    @property
+    def method(self) -> str:
+        """What was tested, but for the seed of its training."""
+        return json.dumps([[self.result[key] for key in METHOD], self.settings], sort_keys=True)
+
+    @property
+    def measure(self) -> Measure:
+        """What it is judged by."""
+        return MSE if "mse" in self.result else ACCURACY
+
+
+class Row(NamedTuple):
+    """The runs of one method on one test."""
+
+    runs: list[Finished]
+    scores: np.ndarray  # [episodes], means over the runs
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Nothing is to be looked up."""
+    return overrides
+
+
+@hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="report")
+def main(cfg: DictConfig) -> None:
+    """Makes one report."""
+    told(run, cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """Prints the tables, and writes report.md and report.csv."""
+    check(cfg)
+    if not Path(cfg.runs).is_dir():
+        raise ValueError(f"runs = {cfg.runs} is no folder. Name one that holds runs, such as runs=runs/sweeps.")
+    found = list(collected(Path(cfg.runs)))
+    if not found:
+        raise ValueError(f"runs = {cfg.runs} holds no finished run, which has a result.json and an episodes.csv. Name another.")
+    tables = [compared(same) for same in alike(found, lambda one: one.test)]
+    lines = [line for table in tables for line in ("", title(table, tables), "", *markdown(table))]
+    for line in lines:
+        log.info(line)
+    folder = run_folder()
+    with whole(folder / "report.md") as file:
+        file.write("\n".join(lines[1:]) + "\n")
+    write(folder / "report.csv", tables)
+    log.info(f"\n{len(found)} runs are in {folder / 'report.md'} and report.csv")
+
+
+def collected(place: Path) -> Iterator[Finished]:
+    """The finished runs below a folder, first stages left out; what cannot be read is named and passed over."""
+    for path in sorted(place.rglob("result.json"), key=lambda path: path.stat().st_mtime):
+        folder = path.parent
+        if folder.name == "pretrain" and (folder.parent / "config.yaml").exists():
+            continue
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            lacking = [key for key in (*TEST, *METHOD, "train_seed") if key not in result]
+            if lacking:
+                raise ValueError(f"{path} has no {lacking[0]}: another version of fsl wrote it")
+            name = "mse" if "mse" in result else "accuracy"
+            scores = np.genfromtxt(folder / "episodes.csv", delimiter=",", names=True)[name]
+            yield Finished(result, settings(folder, result), np.atleast_1d(scores))
+        except (OSError, ValueError, IndexError) as error:
+            log.warning(f"Passed over: {error if str(path) in str(error) else f'{folder}: {error}'}.")
+
+
+def settings(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The settings of training and evaluation that a result belongs to; a checkpoint whose run is not there stands for itself."""
+    known = read(folder)
+    if result.get("checkpoint") is not None:
+        adapts = {key: value for key, value in known.items() if key.startswith("algo.")}
+        path = Path(result["checkpoint"])
+        known = (read(path.parent) if (path.parent / "config.yaml").exists() else {CHECKPOINT: str(path)}) | adapts
+    return known
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The settings of a run folder, by key, without those of FREE."""
+    known = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    return {key: value for key, value in known.items() if key not in FREE and not key.startswith("device.") and "._" not in key}
+
+
+def tested(result: dict[str, Any]) -> dict[str, Any]:
+    """The options of the data set that a test depends on; augmentation is for training."""
+    options = result["dataset_options"]
+    left_out = ("crop", "flip", "jitter") if "crop" in options else ()
+    return {key: value for key, value in options.items() if key not in left_out}
+
+
+def compared(runs: list[Finished]) -> list[Row]:
+    """The rows of one test, best first; the runs of a row differ in their seeds alone, and of one seed the newest counts."""
+    rows = []
+    for same in alike(runs, lambda one: one.method):
+        newest = list({one.result["train_seed"]: one for one in same}.values())  # they come in the order of their time
+        rows.append(Row(newest, np.mean([one.scores for one in newest], axis=0)))
+    return sorted(rows, key=lambda row: float(row.scores.mean()), reverse=runs[0].measure.higher)
+
+
+def alike(runs: list[Finished], key: Callable[[Finished], str]) -> list[list[Finished]]:
+    """The runs in groups of equal keys, each group in the order of the runs."""
+    return [list(group) for _, group in groupby(sorted(runs, key=key), key=key)]
+
+
+def title(table: list[Row], tables: list[list[Row]]) -> str:
+    """What a table is a test on; of the options of the data set those that tell it from another table."""
+    first = table[0].runs[0].result
+    tests = [other[0].runs[0].result for other in tables]
+    others = [tested(other) for other in tests if other["dataset"] == first["dataset"]]
+    options = [f"{key}={value}" for key, value in tested(first).items() if any(other.get(key) != value for other in others)]
+    task = f"{first['way']}-way {first['shot']}-shot" if "accuracy" in first else f"{first['shot']}-shot"
+    return (
+        f"{' '.join([first['dataset'], *options])}, {first['split']}, {task}: {first['episodes']} episodes of seed "
+        f"{first['episode_seed']}, {first['queries']} queries{' a class' if 'accuracy' in first else ''}"
+    )
+
+
+def cells(row: Row, table: list[Row]) -> dict[str, str]:
+    """A row as it is printed."""
+    result, measure = row.runs[0].result, row.runs[0].measure
+    named = [other.runs[0] for other in table if all(other.runs[0].result[key] == result[key] for key in ("algo", "model"))]
+    own, others = row.runs[0].settings, [other.settings for other in named if CHECKPOINT not in other.settings]
+    differing = [key for key in own if key == CHECKPOINT or any(other.get(key) != own[key] for other in others)]
+    differing = [CHECKPOINT] if CHECKPOINT in own else differing
+    by = [] if result["trained_by"] in (None, result["algo"]) else [f"trained by {result['trained_by']}"]
+    singles = [one.scores.mean() for one in row.runs]
+    first = "" if row is table[0] else measure.text(*interval(torch.from_numpy(row.scores - table[0].scores)))
+    return {
+        "algo": result["algo"],
+        "model": result["model"],
+        "norm": result["norm"] if "accuracy" in result else "-",
+        "settings": ", ".join([*by, *(f"{key}={json.dumps(own[key])}" for key in differing)]),
+        "seeds": ", ".join(str(one.result["train_seed"]) for one in row.runs if one.result["train_seed"] is not None),
+        "score": measure.text(*interval(torch.from_numpy(row.scores))),
+        "over seeds": f"{measure.text(min(singles))} to {measure.text(max(singles))}" if len(singles) > 1 else "",
+        "behind the first": first,
+    }
+
+
+def markdown(table: list[Row]) -> list[str]:
+    """The lines of a table, padded so that they can be read where they are printed."""
+    heads = {**dict(zip(COLUMNS, COLUMNS, strict=True)), "score": table[0].runs[0].measure.name}
+    rows = [heads, *(cells(row, table) for row in table)]
+    kept = [column for column in COLUMNS if any(row[column] for row in rows[1:])]
+    widths = {column: max(len(row[column]) for row in rows) for column in kept}
+    lines = ["| " + " | ".join(row[column].ljust(widths[column]) for column in kept) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (widths[column] + 2) for column in kept) + "|", *lines[1:]]
+
+
+def write(path: Path, tables: list[list[Row]]) -> None:
+    """Writes a line for every row of every table."""
+    with whole(path, newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([*TEST, *METHOD, "settings", "train_seeds", "measure", "mean", "ci95", "behind", "behind_ci95"])
+        for table in tables:
+            for row in table:
+                result, shown = row.runs[0].result, cells(row, table)
+                behind = interval(torch.from_numpy(row.scores - table[0].scores))
+                values = [json.dumps(result[key]) if isinstance(result[key], dict) else result[key] for key in (*TEST, *METHOD)]
+                score = interval(torch.from_numpy(row.scores))
+                lines.writerow([*values, shown["settings"], shown["seeds"], row.runs[0].measure.name, *score, *behind])
