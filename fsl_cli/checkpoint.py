@@ -106,7 +106,7 @@ def load_weights(algo: torch.nn.Module, content: dict[str, Any], key: str) -> No
         raise ValueError(
             f"{key}: the checkpoint was written by algo={content['choices']['algo']} with "
             f"model={content['choices']['model']} and does not fit the algorithm here (first difference: {strange[0]}). "
-            "Leave algo, model and the shape of its task as they were trained. (If they are, an earlier version wrote it: "
+            "Leave algo, model, task.way and task.shot as they were trained. (If they are, an earlier version wrote it: "
             "train again.)"
         )
     for name, value in own.items():

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def run_folder() -> Path:
     """The folder of the running job, as the user would type it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def recipe(choices: Mapping[str, str]) -> str | None:
+    """The recipe of a job: not every pair of algorithm and data set has one, and Hydra goes on without."""
+    name = choices.get("recipe")
+    for source in HydraConfig.get().runtime.config_sources if name else ():
+        folder = files(source.path) if source.schema == "pkg" else Path(source.path)
+        if source.path and folder.joinpath("recipe", f"{name}.yaml").is_file():
+            return name
+    return None
 
 
 def build(node: Any, key: str, **given: Any) -> Any:

@@ -3,6 +3,8 @@
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,9 +51,22 @@ def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         if explained is None:
             raise
         log.error(explained[0])
+        if explained[1] == 2:
+            _leave_nothing(Path(HydraConfig.get().runtime.output_dir), explained[0])
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise Told(*explained) from error  # Hydra goes on with the other jobs
         raise SystemExit(explained[1]) from error
+
+
+def _leave_nothing(folder: Path, sentence: str) -> None:
+    """Removes the folder of a run that was refused before it wrote anything but this sentence."""
+    files = list(folder.iterdir())
+    if len(files) == 1 and files[0].name == f"{HydraConfig.get().job.name}.log":
+        lines = files[0].read_text(encoding="utf-8").splitlines()
+        if len(lines) == 1 and lines[0].endswith(sentence):
+            with suppress(OSError):  # a log that is open cannot be removed everywhere
+                files[0].unlink()
+                folder.rmdir()
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

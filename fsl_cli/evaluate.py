@@ -5,7 +5,7 @@ Without a checkpoint, `fsl evaluate model=NAME dataset=NAME` does so with a netw
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -48,6 +48,7 @@ def prepare(overrides: list[str]) -> list[str]:
         config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
         # A data set may choose a model and a task; here those of the training stay unless others are typed.
         stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
+        stay += [f"episodes={config['episodes']}"] if "episodes" not in words else []
     elif {"model", "dataset"} <= set(words):
         names = UNTRAINED | {name: words[name] for name in TRAINED if name in words}
         stay = [f"{group}={UNTRAINED[group]}" for group in ("algo", "task") if group not in words]
@@ -111,8 +112,7 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
     """The algorithm under its norm protocol, with the weights of the checkpoint, or those that its network comes with."""
     if content is not None and list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
-            f"dataset: its items are {list(data.item_shape)}, but the checkpoint was trained on {content['data']['item_shape']}. "
-            "Choose a data set, or its size option, with the same item shape."
+            f"dataset: its items are {_shape(data.item_shape)}, but those of the checkpoint were {_shape(content['data']['item_shape'])}. Choose a data set, or its size option, with the same items."
         )
     choices = HydraConfig.get().runtime.choices
     if content is None:
@@ -134,6 +134,10 @@ def choose_speed(
     if cfg.device.threads == "auto":  # those of the training may have been another machine's, or a busy one's
         chosen["threads"] = tuning.threads(trial) if place.type == "cpu" and parallel.world() == 1 else None
     return chosen
+
+
+def _shape(item_shape: Sequence[int]) -> str:
+    return f"of shape {list(item_shape)}" if item_shape else "texts"
 
 
 def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:

@@ -83,8 +83,8 @@ def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, 
         "choices": names,
         "data": {"item_shape": list(shape), "classes": content["data"]["classes"]},
     }
-    way = cfg.algo.way if "way" in cfg.algo else None
-    return Trained(algo, maker.item, shape, origin, way), content
+    any_way = "way" not in cfg.algo or cfg.algo.get("head") == "prototypes"  # ProtoMAML makes a head for the classes there are
+    return Trained(algo, maker.item, shape, origin, None if any_way else cfg.algo.way), content
 
 
 def rebuild(
@@ -124,7 +124,8 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
     if learned or not all("running" in norms for norms in (checkpoint.trainer(content).norms, algo.norms)):
         raise ValueError(
             f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
-            "algorithm can be used with another head that needs no training: algo=centroid, logistic or r2d2.)"
+            "algorithm can be used with another head that needs no training: algo=centroid, logistic, r2d2, metaoptnet, knn or "
+            "finetune.)"
         )
     return checkpoint.load_network(algo, content, key)
 
@@ -148,7 +149,7 @@ def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[in
 
 def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint would say of an algorithm that was not trained here."""
-    names = {name: choices[name] for name in TRAINED} | {"dataset": "no data set"}
+    names = {name: choices[name] for name in TRAINED} | {"dataset": "trained elsewhere"}
     config = OmegaConf.create({"dataset": None})
     texts = issubclass(arguments(cfg.model, "model")[0], TextEmbedding)
     shape = [] if texts else [CHANNELS, cfg.size or SIZE, cfg.size or SIZE]

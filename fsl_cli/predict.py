@@ -69,7 +69,8 @@ def run(cfg: DictConfig) -> None:
     for words in table(answers, column):
         log.info(words)
     write(folder, answers, column, {**protocol(classifier), **refusal, **found, "skipped": reader.skipped})
-    log.info(f"{len(answers)} predictions are in {folder / 'predictions.csv'} and predictions.json")
+    many = "1 prediction is" if len(answers) == 1 else f"{len(answers)} predictions are"
+    log.info(f"{many} in {folder / 'predictions.csv'} and predictions.json")
     reader.raise_if_skipped(folder / "predictions.csv")
 
 

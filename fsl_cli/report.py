@@ -26,7 +26,8 @@ METHOD = ("algo", "model", "norm", "trained_by", "train_on_val", "inner_steps")
 CHECKPOINT = "checkpoint"
 # What a run may differ in and still be the same training with another seed, or on another machine.
 FREE = ("seed", "out", "resume", CHECKPOINT, "trained", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir",
-        "checkpoint_every", "log_every")  # fmt: skip
+        "episodes", "checkpoint_every", "log_every")  # fmt: skip
+FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody typed another
 COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "behind the first")
 
 register()
@@ -89,7 +90,7 @@ def run(cfg: DictConfig) -> None:
     with whole(folder / "report.md") as file:
         file.write("\n".join(lines[1:]) + "\n")
     write(folder / "report.csv", tables)
-    log.info(f"\n{len(found)} runs are in {folder / 'report.md'} and report.csv")
+    log.info(f"\n{len(found)} run{'s are' if len(found) > 1 else ' is'} in {folder / 'report.md'} and report.csv")
 
 
 def collected(place: Path) -> Iterator[Finished]:
@@ -167,6 +168,8 @@ def cells(row: Row, table: list[Row]) -> dict[str, str]:
     own, others = row.runs[0].settings, [other.settings for other in named if CHECKPOINT not in other.settings]
     differing = [key for key in own if key == CHECKPOINT or any(other.get(key) != own[key] for other in others)]
     differing = [CHECKPOINT] if CHECKPOINT in own else differing
+    if len({own.get(key) for key in FOLLOWS}) == 1:
+        differing = [key for key in differing if key != FOLLOWS[0]]
     by = [] if result["trained_by"] in (None, result["algo"]) else [f"trained by {result['trained_by']}"]
     singles = [one.scores.mean() for one in row.runs]
     first = "" if row is table[0] else measure.text(*interval(torch.from_numpy(row.scores - table[0].scores)))

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fsl_cli import checkpoint, device, parallel, results, resume, speed, stages, tuning
 from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_data, training_sampler
-from fsl_cli.config import check, flat
+from fsl_cli.config import check, flat, recipe
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
@@ -91,7 +91,11 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         "fastest": stepper.fastest,
     }
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
-    log.info(f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}")
+    by = recipe(choices)
+    log.info(
+        f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}, "
+        f"{f'recipe {by}' if by else 'no recipe: default settings'}"
+    )
     log.info(f"Everything goes to {folder}")
     known = {split: results.warn_of_seen(seen, data, split) for split in ("val", "test")}
 

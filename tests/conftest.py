@@ -76,7 +76,7 @@ def workplace(tmp_path: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, cache_dir: str) -> Iterator[Path]:
     """A folder with small checkpoints of several algorithms."""
-    from test_cli import trained  # which imports this module
+    from support_runs import trained  # which imports this module
 
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:

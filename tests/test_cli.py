@@ -28,12 +28,20 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
                 "val"):  # fmt: skip
         assert key in ours, key
     assert (ours["algo"], ours["dataset"], ours["split"]) == (algo, "strokes", "test")
-    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "episodes=8", "device=cpu") == 0
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "out=evaluated", "device=cpu") == 0
     again = result("evaluated")
     for key in ("accuracy", "ci95", "macro_f1", "nll", "calibration_error", "norm", "way", "queries", "step", "train_seed"):
         assert again[key] == ours[key], key
     assert (Path("run") / "episodes.csv").read_text() == (Path("evaluated") / "episodes.csv").read_text()
     assert again["checkpoint_sha256"] == checkpoint.sha256("run/best.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "cpu, recipe protonet_strokes"), (["~recipe"], "cpu, no recipe: default settings")]
+)
+def test_the_first_line_of_a_run_names_its_recipe(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run", "steps=1", *words) == 0
+    assert said in capfd.readouterr().out
 
 
 FILES = sorted((Path(__file__).parents[1] / "configs/algo").glob("*.yaml"))

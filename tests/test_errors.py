@@ -95,6 +95,15 @@ def test_a_mistake_is_named_with_its_repair(words: list[str], parts: list[str], 
         assert part in said
 
 
+def test_a_refused_run_leaves_no_folder_unless_something_is_in_it(monkeypatch: Any, capfd: Any):
+    Path("kept").mkdir()
+    Path("kept/notes.txt").write_text("mine")
+    for out in ("new", "kept"):
+        message(monkeypatch, capfd, "train", *SMALL, "task.way=50", f"out={out}")
+    assert not Path("new").exists()
+    assert {file.name for file in Path("kept").iterdir()} == {"notes.txt", "train.log"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_a_device_is_refused(monkeypatch: Any, capfd: Any):
     said = message(monkeypatch, capfd, "train", *SMALL, "device=cuda")
@@ -294,7 +303,7 @@ def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, 
     assert "norm = 'running'" in message(monkeypatch, capfd, *evaluate, "norm=running")
     assert "split = 'tset'" in message(monkeypatch, capfd, *evaluate, "split=tset")
     assert "algo=maml" in message(monkeypatch, capfd, *evaluate, "algo=protonet")
-    assert "items are [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
+    assert "items are of shape [1, 20, 20]" in message(monkeypatch, capfd, *evaluate, "dataset.size=20")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate")
     assert "dataset is not an option of this command" in message(monkeypatch, capfd, "predict", "dataset=omniglot")
     assert "checkpoint has no value" in message(monkeypatch, capfd, "evaluate", "model=conv4")

@@ -12,7 +12,7 @@ import torch
 from conftest import CLASSES, fsl, message
 from PIL import Image
 from support_algos import SHAPE, make
-from support_runs import rows, summary
+from support_runs import SMALL, rows, summary
 
 import fsl_cli
 from fsl_cli import loading
@@ -49,6 +49,14 @@ def test_a_checkpoint_recognises_new_classes_from_files(models, drawings, monkey
         assert row["prediction"] == row["class"] != row["runner_up"]
         for shown in (row["file"], row["prediction"], row["runner_up"]):
             assert shown in said
+
+
+@pytest.mark.usefixtures("drawings")
+def test_protomaml_has_a_head_for_the_classes_there_are(monkeypatch):
+    words = ("algo=protomaml", "task.way=2", "steps=1", "algo.eval_inner_steps=1", "out=trained")
+    assert fsl(monkeypatch, "train", *SMALL, *words) == 0
+    assert fsl(monkeypatch, *PREDICT, "checkpoint=trained/best.pt", "support=support", "query=query", "out=answers") == 0
+    assert len(summary("answers")["support_images"]) == 3
 
 
 @pytest.mark.parametrize("algo", ["protonet", "maml", "finetune"])
@@ -247,7 +255,7 @@ def test_answers_do_not_depend_on_the_other_files(models, drawings, monkeypatch)
         (["support=support", "query=query", "classifier=x"], ["Give checkpoint or classifier, not both."]),
         (
             ["support=support", "query=query", "model=mlp"],
-            ["Leave algo, model and the shape of its task as they were trained.", "train again"],
+            ["Leave algo, model, task.way and task.shot as they were trained.", "train again"],
         ),
     ],
 )

@@ -299,6 +299,6 @@ def test_evaluation_may_name_the_data_set_and_keeps_the_trained_network(monkeypa
     assert (result("again")["shot"], result("again")["split"], result("again")["queries"]) == (10, "val", 20)
     few = [f"dataset.{split}_classes=6" for split in ("train", "val", "test")]
     assert fsl(monkeypatch, *words, "dataset=strokes", *few, "out=other") == 2
-    assert "its items are [1, 28, 28], but the checkpoint was trained on [1]" in capfd.readouterr().err
+    assert "its items are of shape [1, 28, 28], but those of the checkpoint were of shape [1]" in capfd.readouterr().err
     assert fsl(monkeypatch, *words, "split=tset", "out=third") == 2
     assert "split = 'tset', but sine has train, val, test" in capfd.readouterr().err

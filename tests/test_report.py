@@ -70,6 +70,12 @@ def test_what_rows_differ_by_is_named_and_the_newest_of_a_seed_counts(monkeypatc
     assert "| lr=0.1   | 0     | 60.00 ± 19.60 % | -25.00 ± 9.80 %  |" in capfd.readouterr().out
 
 
+def test_settings_that_follow_from_others_are_not_named(monkeypatch: pytest.MonkeyPatch):
+    finished("a", [0.5, 0.7], steps=9, schedule={"T_max": 9})
+    finished("b", [0.6, 0.9], steps=8, schedule={"T_max": 8})
+    assert [row["settings"] for row in reported(monkeypatch)] == ["steps=8", "steps=9"]
+
+
 def test_other_episodes_stand_in_another_table(monkeypatch: pytest.MonkeyPatch, capfd: Any):
     finished("a", [0.5, 0.7], {"size": 28, "split": "lake"})
     finished("b", [0.6, 0.9], {"size": 28, "split": "vinyals"})

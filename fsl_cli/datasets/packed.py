@@ -89,8 +89,8 @@ class Packed:
             raise ValueError(f"split = {split!r}, but {self.name} has {', '.join(self.splits)}. Choose one of them.")
         if len(self.splits[split]) == 0:
             raise ValueError(
-                f"dataset: {self.name} has no {split} classes as it is split here. Choose another data set for that, or its "
-                "options (dataset.test_only, dataset.fractions)."
+                f"dataset: of the {len(self.names)} classes of {self.name} none is a {split} class as they are split here. Give "
+                "it more classes, or split them otherwise (dataset.lists, dataset.fractions, dataset.test_only)."
             )
         base = np.asarray(self.splits[split], dtype=np.int64)
         turns = np.asarray(self.turns.get(split, (0,)), dtype=np.int64)
