@@ -112,7 +112,8 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
     """The algorithm under its norm protocol, with the weights of the checkpoint, or those that its network comes with."""
     if content is not None and list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
-            f"dataset: its items are {_shape(data.item_shape)}, but those of the checkpoint were {_shape(content['data']['item_shape'])}. Choose a data set, or its size option, with the same items."
+            f"dataset: its items are {_shape(data.item_shape)}, but those of the checkpoint were "
+            f"{_shape(content['data']['item_shape'])}. Choose a data set, or its size option, with the same items."
         )
     choices = HydraConfig.get().runtime.choices
     if content is None:
