@@ -372,3 +372,12 @@ def test_a_scale_and_a_strength_go_with_the_distance_and_the_head():
     ):
         built = make(algo, "mlp", *words)
         assert isinstance(built, ClosedForm) and built.strength == strength
+
+
+def test_relation_networks_may_train_by_cross_entropy():
+    batch = blobs(3, 3, 2, 4)
+    squared, entropy = (make("relationnet", "conv4_maps", f"algo.cross_entropy={value}").train() for value in ("false", "true"))
+    scores, truth = entropy.predictions(batch), batch.query.targets.argmax(-1)
+    expected = functional.cross_entropy(scores.flatten(0, 1), truth.flatten())
+    torch.testing.assert_close(entropy.loss(batch).loss, expected)
+    torch.testing.assert_close(squared.loss(batch).loss, (scores.sigmoid() - batch.query.targets).square().mean())
