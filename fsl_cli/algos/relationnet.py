@@ -1,9 +1,10 @@
 """Learning to Compare: Relation Network for Few-Shot Learning, Sung et al., 2018 (https://arxiv.org/abs/1711.06025).
 
 A small network compares a query with each class; its sigmoid is trained by the squared error to 1 for the true class and 0 for
-the others. Three things differ from the published code: support features of a class are averaged, not summed, so that any number
-of shots can be used; the comparing network uses group normalisation, so that a query's answer does not depend on other queries;
-and it pads its convolutions, so that it takes maps of any size.
+the others, or, which learns faster, by the cross entropy over the classes. Three things differ from the published code: support
+features of a class are averaged, not summed, so that any number of shots can be used; the comparing network uses group
+normalisation, so that a query's answer does not depend on other queries; and it pads its convolutions, so that it takes maps of
+any size.
 """
 
 from torch import Tensor, nn
