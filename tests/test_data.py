@@ -130,7 +130,7 @@ def test_evaluation_on_other_data_follows_the_size_and_channels_of_the_model(own
     assert (found["dataset"], found["classes"]) == ("image_folder", 20)
     assert (found["dataset_options"]["size"], found["dataset_options"]["channels"]) == (28, 1)
     said = message(monkeypatch, capfd, "evaluate", *words, "dataset.size=16", "out=typed")
-    assert "items are [1, 16, 16], but the checkpoint was trained on [1, 28, 28]" in said
+    assert "items are of shape [1, 16, 16], but those of the checkpoint were of shape [1, 28, 28]" in said
 
     colours = [*own, *QUICK, *ALGOS["protonet"], "steps=2", "task.way=3", "out=colour"]
     assert fsl(monkeypatch, "train", "algo=protonet", *colours) == 0
