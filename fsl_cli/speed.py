@@ -28,23 +28,13 @@ class Stepper:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
         self.algo, self.fastest = algo, fastest
         use(algo, fastest)
-        if (captured or compiled) and (changing := changes(algo)):
-            raise ValueError(
-                f"device.{'graph' if captured else 'compile'} = true, but a step of this algorithm changes in the course of the "
-                f"training. Leave it false, or set {' '.join(f'algo.{name}=0' for name in changing)}."
-            )
+        if compiled:
+            refuse_changing(algo, "compile")
         if fastest["workers"] > 1 and (captured or compiled):
             raise ValueError(
                 f"device.workers = {fastest['workers']}, but a step that is compiled or captured is computed as a whole. "
                 "Set device.workers=1."
             )
-        if captured and getattr(algo, "recompute", False):
-            raise ValueError(
-                "device.graph = true, but algo.recompute = true computes parts of a step while the rest is differentiated, which "
-                "no graph holds. Leave one of them false."
-            )
-        if captured and not next(algo.parameters()).is_cuda:
-            raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
         self.captured = captured
         self.backward = way(algo, fastest, captured)
         if compiled:
@@ -75,6 +65,7 @@ class Capture:
     """`algo.backward` as a CUDA graph: one launch in place of thousands, each of which costs more than its arithmetic."""
 
     def __init__(self, algo: Algorithm) -> None:
+        refuse_capture(algo)
         self.algo, self.calls = algo, 0
         self.stream = torch.cuda.Stream()  # of the steps before the capture and of the capture itself
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -113,8 +104,29 @@ class Capture:
         self.gradients = [(p, p.grad) for p in self.algo.parameters() if p.grad is not None]
 
 
+def refuse_capture(algo: Algorithm) -> None:
+    """Refuses an algorithm, or a device, whose steps no CUDA graph can replay."""
+    refuse_changing(algo, "graph")
+    if algo.recompute:
+        raise ValueError(
+            "device.graph = true, but algo.recompute = true computes parts of a step while the rest is differentiated, which "
+            "no graph holds. Leave one of them false."
+        )
+    if not next(algo.parameters()).is_cuda:
+        raise ValueError("device.graph = true, but only CUDA devices have graphs. Leave it false on a CPU.")
+
+
+def refuse_changing(algo: Algorithm, key: str) -> None:
+    """Refuses `device.KEY=true` for an algorithm whose steps depend on more than their batches."""
+    if changing := changes(algo):
+        raise ValueError(
+            f"device.{key} = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
+            f"{' '.join(f'algo.{name}=0' for name in changing)}."
+        )
+
+
 def changes(algo: Algorithm) -> tuple[str, ...]:
-    """The options in use by which a step depends on more than its batch: no CUDA graph can replay it."""
+    """The options in use by which a step depends on more than its batch."""
     return (*algo.spans, *(["hard_tasks"] if algo.hard_tasks else []))
 
 

@@ -1,15 +1,12 @@
 """How a step is run changes how fast it is, and nothing else."""
 
-import contextlib
 import copy
 import functools
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,17 +16,13 @@ from support_algos import ALGOS, EPISODIC, blobs, gradients, make, training_batc
 from support_runs import FREE, TRAINING
 
 from fsl_cli import checkpoint, device, speed, tuning
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, map_tensors
 from fsl_cli.algos.protonet import ProtoNet
-from fsl_cli.config import build
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
+from fsl_cli.episodes import TRAIN, EpisodeSampler
 from fsl_cli.errors import out_of_memory
 from fsl_cli.models.conv4 import Conv4
 from fsl_cli.scoring import score
 from fsl_cli.store import Ahead, Store
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
@@ -173,19 +166,23 @@ def test_out_of_memory_is_known_by_what_libraries_say(text: str):
     assert out_of_memory(RuntimeError(text)) and out_of_memory(MemoryError()) and not out_of_memory(RuntimeError("shapes"))
 
 
+def hungry(call: Any, most: int) -> Any:
+    """`call` on a device whose memory holds `most` tasks."""
+
+    def called(batch: Any) -> Any:
+        if speed.tasks(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(batch)
+
+    return called
+
+
 def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptureFixture):
     algo, batch = make("maml", "mlp").train(), blobs(8, 3, 2, 4)
     plain = copy.deepcopy(algo)
     plain.backward(batch)
     loss = algo.loss
-
-    def hungry(batch: Batch) -> Outcome:
-        if speed.tasks(batch) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss(batch)
-
-    most = 2
-    algo.loss = hungry
+    algo.loss = hungry(loss, 2)
     with caplog.at_level(logging.INFO):
         stepper = speed.Stepper(algo, FREE | {"task_chunk": 8})
         stepper(batch)
@@ -198,7 +195,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
         "Out of memory: device.task_chunk is 4 from here on.",
         "Out of memory: device.task_chunk is 2 from here on.",
     ]
-    most = 0
+    algo.loss = hungry(loss, 0)
     with pytest.raises(torch.OutOfMemoryError):
         stepper(batch)
 
@@ -210,178 +207,22 @@ def test_out_of_memory_halves_the_episodes_that_are_scored_at_once(caplog: pytes
     algo = make("maml", "conv4").float()
     expected = score(algo, *setting).measured
     predictions = algo.predictions
-
-    def hungry(batch: Episode) -> torch.Tensor:
-        if speed.tasks(batch) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return predictions(batch)
-
-    most = 2
-    algo.predictions = hungry
+    algo.predictions = hungry(predictions, 2)
     with caplog.at_level(logging.INFO):
         torch.testing.assert_close(score(algo, *setting).measured, expected)
     assert [record.getMessage() for record in caplog.records] == [
         "Out of memory: 4 episodes are scored at once from here on.",
         "Out of memory: 2 episodes are scored at once from here on.",
     ]
-    most = 0
+    algo.predictions = hungry(predictions, 0)
     with pytest.raises(torch.OutOfMemoryError):
         score(algo, *setting)
-
-
-class Graph:
-    """In place of a CUDA graph: what is captured is not computed, and a replay computes it into the captured tensors."""
-
-    def __init__(self) -> None:
-        self.replay: Callable[[], None] = lambda: None
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a CPU stand in for a CUDA device with graphs."""
-    stream = MagicMock()
-    for name in ("Stream", "current_stream", "stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    backward = Algorithm.backward
-    recording: list[Graph] = []
-
-    @contextlib.contextmanager
-    def graph(made: Graph, **_: Any) -> Iterator[None]:
-        recording.append(made)
-        yield
-        recording.clear()
-
-    def recorded(algo: Algorithm, batch: Batch) -> Outcome:
-        if not recording:
-            return backward(algo, batch)
-        assert all(parameter.grad is None for parameter in algo.parameters()), "what is captured would add to old gradients"
-        before = {name: buffer.clone() for name, buffer in algo.named_buffers()}
-        outcome = backward(algo, batch)
-        captured = [parameter.grad for parameter in algo.parameters()]
-        speed.reset(algo, before)
-        for parameter, gradient in zip(algo.parameters(), captured, strict=True):
-            parameter.grad = gradient
-
-        def replay() -> None:
-            kept = [parameter.grad for parameter in algo.parameters()]
-            algo.zero_grad()
-            again = backward(algo, batch)
-            for parameter, gradient, old in zip(algo.parameters(), captured, kept, strict=True):
-                if gradient is not None and parameter.grad is not None:
-                    gradient.copy_(parameter.grad)
-                parameter.grad = old
-            for old, new in zip(outcome, again, strict=True):
-                old.detach().copy_(new)
-
-        for value in (*outcome, *(gradient for gradient in captured if gradient is not None)):
-            value.detach().fill_(torch.nan)  # a capture computes nothing
-        recording[0].replay = replay
-        return outcome
-
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(Algorithm, "backward", recorded)
-
-
-@pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("name", ["maml", "protonet", "finetune"])
-def test_a_replayed_step_is_a_step_on_the_batch_that_is_given(name: str):
-    torch.manual_seed(1)
-    plain = make(name, "conv4").train()
-    fast = copy.deepcopy(plain)
-    step = speed.way(fast, FREE, captured=True)
-    outcomes = []
-    for number in range(speed.WARM_UP + 3):
-        torch.manual_seed(number)
-        batch = training_batch(plain, 4)
-        plain.zero_grad()
-        fast.zero_grad()
-        expected = plain.backward(batch)
-        outcomes.append((expected, step(batch)))
-        for key, value in gradients(plain).items():
-            torch.testing.assert_close(gradients(fast)[key], value, rtol=1e-8, atol=1e-11)
-        for key, value in plain.named_buffers():
-            torch.testing.assert_close(fast.get_buffer(key), value)
-        with torch.no_grad():
-            for built in (plain, fast):
-                for parameter in built.parameters():
-                    parameter.mul_(0.999)
-    for expected, found in outcomes:  # none was overwritten by a later replay
-        torch.testing.assert_close(found.loss.detach(), expected.loss.detach())
-    with pytest.raises(ValueError, match="the batches differ in shape"):
-        step(map_tensors(training_batch(plain, 4), lambda tensor: tensor[:2]))
-
-
-def test_recomputed_steps_are_not_captured():
-    algo = make("maml", "mlp", "algo.recompute=true")
-    with pytest.raises(ValueError, match=r"algo\.recompute = true computes parts"):
-        speed.Stepper(algo, FREE, captured=True)
-
-
-def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
-    with pytest.raises(ValueError, match="Tesla T4 has no bfloat16"):
-        device.arithmetic(torch.device("cuda"), "bf16")
 
 
 def test_what_was_fastest_on_another_device_is_measured_again():
     content = {"config": "device: {name: cuda}", "fastest": FREE}
     assert checkpoint.fastest(content, torch.device("cuda")) == FREE
     assert checkpoint.fastest(content, torch.device("cpu")) is None
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("workplace")
-def test_bfloat16_learns_what_float32_learns(monkeypatch: pytest.MonkeyPatch):
-    results = {}
-    for precision in ("fp32", "bf16"):
-        words = [*TRAINING, "algo=protonet", "steps=60", "val_episodes=60", "eval_every=60", "device.task_chunk=2"]
-        assert fsl(monkeypatch, "train", *words, f"device.precision={precision}", f"out={precision}") == 0
-        lines = Path(precision, "metrics.jsonl").read_text().splitlines()
-        results[precision] = json.loads(lines[-1])["accuracy"]
-    assert results["fp32"] > 0.3
-    assert results["bf16"] == pytest.approx(results["fp32"], abs=0.06)
-
-
-@pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize(("broken", "code"), [({3}, 0), ({3, 4}, 1)])
-def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
-    broken: set[int], code: int, monkeypatch: pytest.MonkeyPatch, capfd: Any
-):
-    call, count = speed.Stepper.__call__, iter(range(1, 100))
-
-    def overflowing(self: speed.Stepper, batch: Batch) -> Outcome:
-        result = call(self, batch)
-        if next(count) in broken:
-            for parameter in self.algo.parameters():
-                parameter.grad = torch.full_like(parameter, torch.inf)
-        return result
-
-    monkeypatch.setattr(speed.Stepper, "__call__", overflowing)
-    words = [*TRAINING, "algo=protonet", "steps=6", "log_every=2", "device.precision=bf16", "out=run"]
-    assert fsl(monkeypatch, "train", *words) == code
-    said = capfd.readouterr()
-    assert "Step 3 is left out" in said.out
-    if code == 0:
-        kept = torch.load("run/last.pt", weights_only=True)
-        assert kept["step"] == 6
-        assert all(value.isfinite().all() for value in kept["algo"].values())
-    else:
-        assert "No step up to 4 since the last log had a finite gradient" in said.err
-
-
-def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():
-    algo = device.settle(ProtoNet(Conv4((1, 16, 16), 4)), torch.device("cpu"), "bf16")
-    inputs = torch.rand(6, 1, 16, 16)
-    seen = []
-    network = algo.get_submodule("model")
-    algo.get_submodule("model.blocks.0").register_forward_hook(lambda *found: seen.append(found[2].dtype))
-    features = algo.train().embed(inputs)
-    assert (seen, features.dtype) == ([torch.bfloat16], torch.float32)
-    del network.forward
-    exact = algo.embed(inputs)
-    assert 0 < float((features - exact).detach().abs().max()) < 0.2
 
 
 @pytest.mark.usefixtures("workplace")
@@ -476,39 +317,3 @@ def test_a_compiled_step_gives_the_same_gradients(algo: str):
     speed.Stepper(fast, FREE, compiled=True)(batch)
     for name, value in gradients(plain).items():
         torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-10)
-
-
-@needs_cuda
-@pytest.mark.cuda
-@pytest.mark.parametrize("algo", [algo for algo in ALGOS if not speed.changes(make(algo, "mlp"))])
-def test_a_captured_step_gives_the_same_gradients(algo: str):
-    place = torch.device("cuda")
-    torch.manual_seed(1)
-    plain = make(algo, "conv4").to(place).train()
-    fast = copy.deepcopy(plain)
-    stepper = speed.Stepper(fast, FREE, captured=True)
-    for _ in range(speed.WARM_UP + 3):
-        batch = training_batch(plain, 4)
-        batch = map_tensors(batch, lambda tensor: tensor.to(place))
-        plain.zero_grad()
-        fast.zero_grad()
-        expected, found = plain.backward(batch), stepper(batch)
-        torch.testing.assert_close(found.loss, expected.loss)
-        for name, value in gradients(plain).items():
-            torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-9)
-        for name, value in plain.named_buffers():
-            torch.testing.assert_close(fast.get_buffer(name), value, rtol=1e-7, atol=1e-9)
-
-
-@needs_cuda
-@pytest.mark.cuda
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_precisions_agree_within_noise_on_cuda(precision: str):
-    cfg = composed("algo=maml", "task.way=3", "model.filters=8")
-    torch.manual_seed(0)
-    built = build(cfg.algo, "algo", model=build(cfg.model, "model", item_shape=(1, 16, 16)), classes=5)
-    batch = map_tensors(blobs(4, 3, 2, 4), lambda tensor: tensor.float().cuda())
-    exact = device.settle(copy.deepcopy(built), torch.device("cuda"), "fp32").train().loss(batch).loss
-    found = device.settle(copy.deepcopy(built), torch.device("cuda"), precision).train().loss(batch).loss
-    assert torch.isfinite(found)
-    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.05)
