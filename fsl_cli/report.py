@@ -12,6 +12,7 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from fsl_cli.config import check, flat, run_folder
 from fsl_cli.errors import told
@@ -106,8 +107,10 @@ def collected(place: Path) -> Iterator[Finished]:
                 raise ValueError(f"{path} has no {lacking[0]}: another version of fsl wrote it")
             name = "mse" if "mse" in result else "accuracy"
             scores = np.genfromtxt(folder / "episodes.csv", delimiter=",", names=True)[name]
+            if scores.size != result["episodes"]:
+                raise ValueError(f"{path} is of {result['episodes']} episodes, and episodes.csv beside it holds {scores.size}")
             yield Finished(result, settings(folder, result), np.atleast_1d(scores))
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, YAMLError) as error:
             log.warning(f"Passed over: {error if str(path) in str(error) else f'{folder}: {error}'}.")
 
 
@@ -165,9 +168,9 @@ def cells(row: Row, table: list[Row]) -> dict[str, str]:
     """A row as it is printed."""
     result, measure = row.runs[0].result, row.runs[0].measure
     named = [other.runs[0] for other in table if all(other.runs[0].result[key] == result[key] for key in ("algo", "model"))]
-    own, others = row.runs[0].settings, [other.settings for other in named if CHECKPOINT not in other.settings]
+    own = row.runs[0].settings
+    others = [other.settings for other in named if (CHECKPOINT in other.settings) == (CHECKPOINT in own)]
     differing = [key for key in own if key == CHECKPOINT or any(other.get(key) != own[key] for other in others)]
-    differing = [CHECKPOINT] if CHECKPOINT in own else differing
     if len({own.get(key) for key in FOLLOWS}) == 1:
         differing = [key for key in differing if key != FOLLOWS[0]]
     by = [] if result["trained_by"] in (None, result["algo"]) else [f"trained by {result['trained_by']}"]

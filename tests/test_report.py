@@ -114,8 +114,11 @@ def test_what_cannot_be_read_is_named_and_nothing_to_report_is_refused(monkeypat
     Path("runs/bad/result.json").write_text("{")
     finished("old", [0.5, 0.7])
     Path("runs/old/result.json").write_text('{"accuracy": 0.5, "seed": 0}')
+    finished("cut", [0.5, 0.7])
+    Path("runs/cut/episodes.csv").write_text("episode,accuracy\n0,0.5")
     capfd.readouterr()
     assert len(reported(monkeypatch, "r1")) == 1
     said = capfd.readouterr()
     assert "Passed over: runs/bad: Expecting" in said.out + said.err
+    assert "runs/cut/result.json is of 2 episodes, and episodes.csv beside it holds 1." in said.out + said.err
     assert "Passed over: runs/old/result.json has no dataset: another version of fsl wrote it." in said.out + said.err
