@@ -1,8 +1,6 @@
 """A few-shot algorithm at work on images or texts: `Trained.adapt(images, labels) -> Classifier`, which says what others are."""
 
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +13,7 @@ from torch.nn import functional
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, held_out, left_out, rejection, temperature
-from fsl_cli.datasets.images import open_image, plain
+from fsl_cli.datasets.images import as_image, open_image, shown
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
 from fsl_cli.models.texts import TextEmbedding
@@ -77,7 +75,7 @@ class Trained:
     def items(self, images: Iterable[Picture]) -> np.ndarray:
         """Items `[n, C, H, W]` of pictures of any kind, or `[n]` of texts."""
         if _is_one(images):
-            raise ValueError(f"The {self.what} are {_shown(images)}, expected a list of them. Put a single one into brackets.")
+            raise ValueError(f"The {self.what} are {shown(images)}, expected a list of them. Put a single one into brackets.")
         if self.what == "texts":
             items = to_items(cast(Iterable[str], images))
         else:
@@ -88,7 +86,7 @@ class Trained:
 
     def item(self, image: Picture, number: int = 1) -> np.ndarray:
         """The item `[C, H, W]` of a picture of any kind; `number` is what a message calls it."""
-        return self.make(open_image(Path(image)) if isinstance(image, str | Path) else _picture(image, number), self.shape)
+        return self.make(open_image(Path(image)) if isinstance(image, str | Path) else as_image(image, number), self.shape)
 
     @torch.no_grad()
     def learn(self, items: np.ndarray, labels: Sequence[str]) -> "Classifier":
@@ -236,23 +234,3 @@ def _is_one(images: object) -> bool:
     if isinstance(images, np.ndarray) and images.ndim == 3:
         return images.shape[2] in (1, 3, 4)
     return isinstance(images, str | bytes) or not isinstance(images, Iterable)
-
-
-def _picture(image: object, number: int) -> Image.Image:
-    """An array `[H, W]` or `[H, W, C]`, or a Pillow image, as `plain` gives it."""
-    found = image
-    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size:
-        with suppress(TypeError):  # Pillow has no mode for such numbers or channels
-            found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if isinstance(found, Image.Image):
-        return plain(found)
-    raise ValueError(
-        f"Image {number} is {_shown(image)}, expected a file name, a Pillow image, or an array uint8 [H, W], [H, W, 1], "
-        "[H, W, 3] or [H, W, 4] of values from 0 to 255. Convert it."
-    )
-
-
-def _shown(value: Any) -> str:
-    """What a message says that a value is."""
-    kind = type(value).__name__
-    return f"{kind} {value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else reprlib.repr(value)

@@ -1,10 +1,13 @@
 """Image files of any kind -> items `[C, H, W]`: what the data sets of photographs and `fsl predict` share."""
 
 import io
+import reprlib
 import struct
 import zlib
 from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -108,3 +111,23 @@ def to_item(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
     square = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(square, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def as_image(image: object, number: int) -> Image.Image:
+    """An array `[H, W]` or `[H, W, C]`, or a Pillow image, as `plain` gives it."""
+    found = image
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size:
+        with suppress(TypeError):  # Pillow has no mode for such numbers or channels
+            found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    if isinstance(found, Image.Image):
+        return plain(found)
+    raise ValueError(
+        f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array uint8 [H, W], [H, W, 1], "
+        "[H, W, 3] or [H, W, 4] of values from 0 to 255. Convert it."
+    )
+
+
+def shown(value: Any) -> str:
+    """What a message says that a value is."""
+    kind = type(value).__name__
+    return f"{kind} {value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else reprlib.repr(value)
