@@ -79,9 +79,9 @@ def seen(content: dict[str, Any]) -> list[str]:
     return content["data"]["seen"]
 
 
-def fastest(content: dict[str, Any], device: torch.device) -> Choice | None:
-    """How a checkpoint's steps were computed, if it was on such a device."""
-    same = OmegaConf.create(content["config"]).device.name == device.type
+def fastest(content: dict[str, Any] | None, device: torch.device) -> Choice | None:
+    """How the steps of a checkpoint were computed, if there is one and it was on such a device."""
+    same = content is not None and OmegaConf.create(content["config"]).device.name == device.type
     return content["fastest"] if same else None
 
 

@@ -128,7 +128,7 @@ def choose_speed(
     cfg: DictConfig, content: dict[str, Any] | None, algo: Algorithm, place: torch.device, trial: Callable[[], object]
 ) -> speed.Choice:
     """How the episodes are computed: as typed, else as they were in training, on the threads that a trial is fastest with."""
-    trained = (checkpoint.fastest(content, place) if content else None) or speed.UNMEASURED
+    trained = checkpoint.fastest(content, place) or speed.UNMEASURED
     chosen = {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained}
     if algo.bulk and cfg.device.channels_last == "auto":
         chosen["channels_last"] = True

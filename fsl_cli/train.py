@@ -81,7 +81,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     # A copy to a GPU waits until that is idle: the next batch is drawn meanwhile, unless it follows from this one's failures.
     ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
     batches = Ahead(batches) if ahead else batches
-    fastest = tuning.fastest(cfg, state.algo, batches(state.step), checkpoint.fastest(content, place) if content else None)
+    fastest = tuning.fastest(cfg, state.algo, batches(state.step), checkpoint.fastest(content, place))
     stepper = speed.Stepper(state.algo, fastest, cfg.device.compile, cfg.device.graph)
     origin = {
         "config": OmegaConf.to_yaml(cfg),

@@ -90,7 +90,7 @@ class Reptile(Algorithm):
 
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:
-        assert isinstance(batch, Episode), "Reptile trains on episodes; whose query sets are empty"
+        assert isinstance(batch, Episode), "Reptile trains on episodes, whose query sets are empty"
         total: dict[str, Tensor] = {}
         for part, share in chunks(batch, self.task_chunk):
             last = self.trained(part.support)
