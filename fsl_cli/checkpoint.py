@@ -81,8 +81,9 @@ def seen(content: dict[str, Any]) -> list[str]:
 
 def fastest(content: dict[str, Any] | None, device: torch.device) -> Choice | None:
     """How the steps of a checkpoint were computed, if there is one and it was on such a device."""
-    same = content is not None and OmegaConf.create(content["config"]).device.name == device.type
-    return content["fastest"] if same else None
+    if content is None or OmegaConf.create(content["config"]).device.name != device.type:
+        return None
+    return content["fastest"]
 
 
 def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
