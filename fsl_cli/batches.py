@@ -1,5 +1,6 @@
 """What feeds a training step: episodes, hard ones among them, or batches for an algorithm that pre-trains."""
 
+import torch
 from omegaconf import DictConfig
 
 from fsl_cli import parallel
@@ -7,11 +8,11 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import build
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.episodes import TRAIN, BatchSampler, Episode, EpisodeSampler
+from fsl_cli.episodes import ORDER, TRAIN, BatchSampler, Episode, EpisodeSampler, Examples, generator
 from fsl_cli.hard import hard
 from fsl_cli.sources import AnyStore, Sampler, open_sampler
 from fsl_cli.state import Run
-from fsl_cli.store import ItemStore
+from fsl_cli.store import ItemStore, send
 
 
 def training_data(cfg: DictConfig) -> Packed | Drawn:
@@ -56,4 +57,17 @@ def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run,
     again = hard(state.algo, state.failures)
     drawn = sampler.indices(step, again) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
     indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
-    return store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
+    batch = store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
+    return shuffled(batch, sampler.seed, step, len(indices.items)) if state.algo.sequential else batch
+
+
+def shuffled(batch: Episode, seed: int, step: int, tasks: int) -> Episode:
+    """A meta-batch, or this process's part of its `tasks`, with the support items of each task in an order of their own.
+
+    Sorted by class, an item would say by its place which class it is of, and its label would never be read.
+    """
+    inputs, targets = batch.support
+    order = generator(seed, ORDER, step).random((tasks, targets.shape[1])).argsort(1)[parallel.part(tasks)]
+    rows = send(order, targets.device)  # [tasks, n]
+    task = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    return batch._replace(support=Examples(inputs[task, rows], targets[task, rows]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fsl_cli.datasets.packed import Classes
 
 # The evaluation streams are apart from the training streams: equal seeds never give equal keys.
-TRAIN, AUGMENT = 0, 1
+TRAIN, AUGMENT, ORDER = 0, 1, 2
 EVALUATION = {"train": 10, "val": 11, "test": 12}
 
 

@@ -57,7 +57,7 @@ def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
     choices, step = content["choices"], content["step"]
     on_val = OmegaConf.create(content["config"]).train_on_val
     trained = {"trained_by": choices["algo"], "train_seed": int(choices["seed"]), "train_on_val": on_val, "step": step}
-    return {**trained, "checkpoint": path, "checkpoint_sha256": checkpoint.sha256(path)}
+    return {**trained, "checkpoint": str(Path(path).expanduser().absolute()), "checkpoint_sha256": checkpoint.sha256(path)}
 
 
 def line(result: dict[str, Any]) -> str:

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import fsl
 from support_algos import blobs, gradients, make
+from support_runs import SMALL
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsl_cli import parallel, speed
 from fsl_cli.algos.closed import ClosedForm
 from fsl_cli.algos.context import Context
 from fsl_cli.algos.maml import MAML
@@ -16,7 +19,8 @@ from fsl_cli.algos.metanet import Generator, MetaNet, preprocessed
 from fsl_cli.algos.relationnet import Relation
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.algos.snail import SNAIL
-from fsl_cli.episodes import Examples
+from fsl_cli.batches import shuffled
+from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.conv4 import Block, Conv4
 from fsl_cli.models.mlp import MLP
 
@@ -176,6 +180,40 @@ def test_mann_writes_to_the_least_used_place_and_reads_it_back():
 
 def test_the_least_used_places():
     assert least_used(torch.tensor([0.3, 0.1, 0.2, 0.9]), 2).tolist() == [0, 1, 1, 0]
+
+
+def labelled(examples: Examples) -> list[list[list[float]]]:
+    return torch.cat([examples.inputs.flatten(2), examples.targets], dim=2).tolist()
+
+
+def test_items_that_are_read_in_order_come_in_an_order_of_their_own_in_every_task(monkeypatch: pytest.MonkeyPatch):
+    batch = blobs(5, 3, 4, 2)
+    mixed = shuffled(batch, 0, 7, 5)
+    assert mixed.query is batch.query
+    for before, after in zip(*(labelled(part.support) for part in (batch, mixed)), strict=True):
+        assert sorted(before) == sorted(after)  # every item has kept its label
+    orders = {tuple(targets.argmax(1).tolist()) for step in (7, 8) for targets in shuffled(batch, 0, step, 5).support.targets}
+    assert len(orders) == 10
+    halves = []
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        cut = parallel.part(5)
+        halves.append(shuffled(Episode(*(Examples(*(t[cut] for t in part)) for part in batch)), 0, 7, 5).support.inputs)
+    assert torch.equal(torch.cat(halves), mixed.support.inputs)
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("algo", "mixed"), [("snail", True), ("mann", True), ("matchingnet algo.context=true", True), ("protonet", False)]
+)
+def test_training_mixes_the_support_of_what_reads_it_in_order(monkeypatch: pytest.MonkeyPatch, algo: str, mixed: bool):
+    fed = []
+    monkeypatch.setattr(speed.Stepper, "__call__", lambda stepper, batch: fed.append(batch) or stepper.algo.backward(batch))
+    words = [*f"algo={algo}".split(), "~recipe", "steps=2", "device.threads=1", "device.task_chunk=2"]
+    assert fsl(monkeypatch, "train", *SMALL, *words) == 0
+    slots = [targets.argmax(1).tolist() for batch in fed for targets in batch.support.targets]
+    assert slots and any(one != sorted(one) for one in slots) == mixed
 
 
 def test_every_presentation_holds_one_item_of_each_class():

@@ -39,6 +39,7 @@ class Algorithm(nn.Module, ABC):
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
     embedded: bool = False  # training batches hold embeddings already: embed() stays as it is in this training
     needs_queries: bool = True  # in a training step
+    sequential: bool = False  # reads its support items one by one: training draws their order for every episode
     recompute: bool = False  # a training step computes parts of itself again while it is differentiated
     wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
     regresses: bool = False  # it can also learn functions, whose targets are values and not classes

@@ -1,10 +1,11 @@
 """Meta-Learning with Memory-Augmented Neural Networks, Santoro et al., 2016 (https://arxiv.org/abs/1605.06065).
 
-The support set comes as a sequence: item t together with the label of item t-1, one item of every class, then the second of
-every class, and so on. An LSTM reads from and writes to a memory at its least recently used places. A query is the item after the
-last one. The published network answers at every step of one long sequence; here it answers queries after the support, so that
-its accuracy after k presentations of a class is its k-shot accuracy. `path` gives the answers after each presentation. The
-similarities of the read are sharpened by a learned factor, without which the attention over 128 places stays flat.
+The support set comes as a sequence: item t together with the label of item t-1. Training draws the order of the items for
+every episode, evaluation presents one of every class, then the second of every class, and so on. An LSTM reads from and
+writes to a memory at its least recently used places. A query is the item after the last one. The published network answers at
+every step of one long sequence; here it answers queries after the support, so that its accuracy after k presentations of a
+class is its k-shot accuracy. `path` gives the answers after each presentation. The similarities of the read are sharpened by
+a learned factor, without which the attention over 128 places stays flat.
 """
 
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class MANN(Algorithm):
     """An LSTM with an external memory that is written to at its least recently used places."""
 
     bulk = True
+    sequential = True
     norms = PLAIN_NORMS
     cached_chunk = 8  # for the memories: every query has its own
 

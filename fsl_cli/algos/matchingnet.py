@@ -33,6 +33,7 @@ class MatchingNet(Algorithm):
         if scale <= 0:
             raise ValueError(f"algo.scale = {scale}, but it must be positive.")
         self.model, self.distance = model, distance
+        self.sequential = context
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         width = model.out_features
         self.forwards, self.backwards = (Cell(width, width, width) if context else None for _ in range(2))

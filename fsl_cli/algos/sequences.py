@@ -1,4 +1,4 @@
-"""What the algorithms share that read the support set as a sequence: an LSTM cell, and the order of the items."""
+"""What the algorithms share that read the support set as a sequence: an LSTM cell, and the order of the items in evaluation."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ORDER_SEED = 20160519  # every episode of a size presents its items in one constant order
+ORDER_SEED = 20160519  # of an evaluation episode: those of a size present their items in one order
 
 
 class Cell(nn.Module):

@@ -23,6 +23,7 @@ class SNAIL(Algorithm):
     """
 
     bulk = True
+    sequential = True
     norms = PLAIN_NORMS
 
     def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: list[int], values: list[int]) -> None:
