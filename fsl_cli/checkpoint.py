@@ -86,17 +86,15 @@ def fastest(content: dict[str, Any] | None, device: torch.device) -> Choice | No
     return content["fastest"]
 
 
-def load_network(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
+def load_network(algo: Algorithm, content: dict[str, Any], key: str) -> None:
     """Puts the embedding network of a checkpoint, whatever algorithm trained it, into `algo`."""
-    network = algo.get_submodule("model")
-    saved = trainer(content).network(content["algo"])
-    own = network.state_dict()
+    saved, own = trainer(content).network(content["algo"]), algo.model.state_dict()
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
         raise ValueError(
             f"{key}: the network of the checkpoint is another one (model={content['choices']['model']}, "
             f"dataset={content['choices']['dataset']}). Train with the same model, model options and item size."
         )
-    network.load_state_dict(saved)
+    algo.take(saved)
 
 
 def load_weights(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import fsl
+from conftest import composed, fsl
 from support_algos import blobs, gradients, make
 from support_runs import SMALL
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fsl_cli.algos.relationnet import Relation
 from fsl_cli.algos.sequences import presentations
 from fsl_cli.algos.snail import SNAIL
 from fsl_cli.batches import shuffled
+from fsl_cli.config import build
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.conv4 import Block, Conv4
 from fsl_cli.models.mlp import MLP
@@ -54,6 +55,41 @@ def test_mamlpp_with_everything_equal_is_maml():
             torch.testing.assert_close(learned[name], value)
         else:  # each step has its own: their gradients add up to the shared one's
             torch.testing.assert_close(learned["norms_by_step." + name.replace(".", "_")].sum(0), value)
+
+
+def test_a_network_goes_into_norms_per_step_and_comes_out_of_them():
+    plus, other = make("mamlpp", "conv4"), make("protonet", "conv4", seed=1)
+    assert isinstance(plus, MAML)
+    with torch.no_grad():
+        for name, parameter in other.model.named_parameters():
+            parameter.add_(0.1 if "norm" in name else 0)
+        plus.take(other.model.state_dict())
+        items = blobs(1, 3, 2, 4).support.inputs[0]
+        torch.testing.assert_close(plus.logits({}, items, 1, embed=True), other.model(items))
+        for steps in plus.norms_by_step.values():
+            steps[0].add_(0.2)
+        other.take(type(plus).network(plus.state_dict()))
+        torch.testing.assert_close(plus.logits({}, items, 0, embed=True), other.model(items))
+
+
+@pytest.mark.parametrize("algo", ["reptile", "maml", "boil", "metasgd"])
+def test_inner_steps_do_not_move_a_network_that_is_to_stay(algo: str):
+    model = MLP((1, 28, 28), [32]).requires_grad_(False)
+    made = composed(f"algo={algo}").algo
+    with pytest.raises(ValueError, match=r"model\.frozen = true, but this algorithm moves the network itself"):
+        build(made, "algo", model=model, classes=0, regression=False)
+    assert build(composed("algo=anil").algo, "algo", model=model, classes=0, regression=False)
+
+
+def test_recomputed_steps_of_a_head_see_the_body_once():
+    plain, frugal = (make("anil", "resnet12", "model.drop_rate=0.3", f"algo.recompute={on}").train() for on in ("false", "true"))
+    batch = blobs(2, 3, 2, 4)
+    losses = []
+    for algo in (plain, frugal):
+        torch.manual_seed(0)
+        losses.append(algo.backward(batch).loss)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(gradients(plain), gradients(frugal))
 
 
 def test_the_multi_step_loss_starts_even_and_ends_at_the_last_step():

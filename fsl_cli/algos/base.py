@@ -1,7 +1,7 @@
 """The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -63,6 +63,10 @@ class Algorithm(nn.Module, ABC):
     def network(cls, state: Weights) -> Weights:
         """Of a saved `state_dict` of this class, the weights of the network as any algorithm can use it."""
         return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
+    def take(self, network: Weights) -> None:
+        """Starts from the weights of a network that has been trained."""
+        self.model.load_state_dict(network)
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:
@@ -220,6 +224,15 @@ def leaves(structure: Any) -> Iterator[Tensor]:
     else:
         for part in structure.values() if isinstance(structure, Mapping) else structure:
             yield from leaves(part)
+
+
+def check_moves(weights: Iterable[Tensor]) -> None:
+    """Refuses to move weights, in the steps that a task is adapted by, that are to stay as they are."""
+    if not all(weight.requires_grad for weight in weights):
+        raise ValueError(
+            "model.frozen = true, but this algorithm moves the network itself when it adapts to a task. Set model.frozen=false, "
+            "or choose an algorithm that leaves it as it is, such as algo=protonet or algo=anil."
+        )
 
 
 def check_way(width: int, targets: Tensor) -> None:

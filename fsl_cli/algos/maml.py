@@ -28,7 +28,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, undotted
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
 from fsl_cli.algos.context import Context
 from fsl_cli.algos.heads import centroids
 from fsl_cli.episodes import Episode, Examples
@@ -107,6 +107,7 @@ class MAML(Algorithm):
         own = [name for name, parameter in self.named_parameters() if id(parameter) not in norms]
         self.adapted = [name for name in own if adapts == "all" or name.startswith("head.") == (adapts == "head")]
         self.adapted = [] if self.context is not None else self.adapted
+        check_moves(self.get_parameter(name) for name in self.adapted)
         steps = max(1, inner_steps)
         self.rates, self.by_weight = nn.ParameterDict(), rates == "weight"
         moving = self.adapted + (["head.weight", "head.bias"] if head == "prototypes" else [])
@@ -117,6 +118,19 @@ class MAML(Algorithm):
         self.norm_names = [name for name, p in self.named_parameters() if id(p) in norms] if norm_per_step else []
         for name in self.norm_names:
             self.norms_by_step[undotted(name)] = self.get_parameter(name).detach().repeat(steps, 1)
+
+    @classmethod
+    def network(cls, state: Weights) -> Weights:
+        """With normalisation per step, that of the first one: the other weights are those that it was trained with."""
+        first = {name: steps[0] for name, steps in state.items() if name.startswith("norms_by_step.")}
+        own = super().network(state)
+        return {name: first.get(f"norms_by_step.{undotted(f'model.{name}')}", value) for name, value in own.items()}
+
+    def take(self, network: Weights) -> None:
+        super().take(network)
+        for name in self.norm_names:
+            values = self.norms_by_step[undotted(name)]
+            values.data.copy_(self.get_parameter(name).detach().expand_as(values))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `[n, way]` of the network as it stands."""
@@ -213,7 +227,9 @@ class MAML(Algorithm):
 
     def _adapted(self, support: Examples) -> Weights:
         """The weights `[tasks, ...]` after all inner steps on support sets `[tasks, n, ...]`."""
-        if not (self.recompute and self.training and torch.is_grad_enabled()):
+        # The steps of a head are as nothing beside the one pass through a body that stays, which weights() makes.
+        small = self.adapts == "head" and not self.norm_names
+        if small or not (self.recompute and self.training and torch.is_grad_enabled()):
             return self.each(lambda one: self.weights(one)[-1], support)
         weights = self.each(self.start, support)
         names = list(weights)

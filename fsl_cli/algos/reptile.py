@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, undotted
+from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
 from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
 
@@ -60,6 +60,7 @@ class Reptile(Algorithm):
                 raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
         if eval_inner_steps < 0:
             raise ValueError(f"algo.eval_inner_steps = {eval_inner_steps}, but it must not be negative.")
+        check_moves(model.parameters())
         self.model = model
         self.head = nn.Linear(model.out_features, way)
         self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
