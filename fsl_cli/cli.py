@@ -1,6 +1,7 @@
 """`fsl COMMAND key=value ...`: picks the command and hands the rest to Hydra. Imports nothing slow before it must."""
 
 import importlib
+import io
 import itertools
 import logging
 import os
@@ -34,22 +35,35 @@ LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 def main() -> None:
     """The console script."""
-    command, *rest = sys.argv[1:] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign, such as the one in 97.8 ± 0.2, shows its number
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = chosen(*(sys.argv[1:] or ["--help"]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = unread()
+    sys.exit(code)
+
+
+def chosen(command: str, *rest: str) -> int:
+    """Does what the first word says; returns the exit code."""
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
     elif command in ("-V", "--version"):
         print(version("fsl-cli"))
     elif command in LISTS and rest:
         print(f"fsl {command} takes no other words, but was given {rest[0]!r}. Leave it out.", file=sys.stderr)
-        sys.exit(2)
+        return 2
     elif command in LISTS:
         print(listing(LISTS[command]), end="")
     elif command in COMMANDS:
-        sys.exit(run(command, rest))
+        return run(command, [*rest])
     else:
         known = ", ".join((*COMMANDS, *LISTS))
         print(f"There is no command {command!r}. The commands are {known}; fsl --help says more.", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 def listing(group: str) -> str:
@@ -103,7 +117,8 @@ def checked(command: str, overrides: list[str]) -> list[str]:
     for key in ("checkpoint", "classifier"):
         if "," in words.get(key, ""):
             raise ValueError(f"{key} = {words[key]}, but a sweep has one. Run fsl {command} for each of them.")
-    return [expanded(word) for word in overrides]
+    # In a path, a comma stands between two of them.
+    return [expanded(word) if "," in word else quoted([word])[0] for word in overrides]
 
 
 def apart(words: list[str]) -> tuple[list[str], list[str]]:
@@ -132,6 +147,12 @@ def interrupted() -> int:
     return 130
 
 
+def unread() -> int:
+    """Ends well where what is printed is piped to a program that has read enough; returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be flushed there
+    return 0
+
+
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
@@ -157,8 +178,7 @@ def run(command: str, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         return interrupted()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be flushed there
-        return 0
+        return unread()
     except Told as error:
         return error.code
     except Exception as error:

@@ -32,7 +32,7 @@ register()
 def prepare(overrides: list[str]) -> list[str]:
     """Turns the first word, prepare or show, into an option."""
     if {"--help", "-h", "--hydra-help"} & set(overrides):
-        return overrides
+        return [word for word in overrides if word not in ACTIONS]
     if not overrides or overrides[0] not in ACTIONS:
         raise ValueError("fsl data needs one of two words next: fsl data prepare dataset=NAME, or fsl data show dataset=NAME.")
     return [f"action={overrides[0]}", *overrides[1:]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -114,6 +114,11 @@ def _configuration(error: BaseException) -> str:
             if typed:
                 return f"{key} = {typed[1]}, but it must be {KINDS.get(typed[2], typed[2])}."
             return f"{key}: {reason}."
+    if isinstance(chain[0], OverrideParseException):
+        return (
+            f"{chain[0].override} cannot be read as key=value. Put quotes around a value that holds other signs than letters, "
+            "digits and -_./: key='\"VALUE\"'."
+        )
     if twice := re.match(r"Multiple values for ([\w/]+)", str(chain[0])):
         return f"{twice[1]} has two values. Write {twice[1]}=... once, without +."
     setting = re.search(r"In 'algo/(\w+)': Could not override '\w+'", str(chain[0]))

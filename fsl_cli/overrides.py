@@ -6,7 +6,8 @@ from pathlib import Path
 
 # Names of files among what can be typed.
 PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir", "runs",
-         "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights")  # fmt: skip
+         "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights", "model.name",
+         "hydra.sweep.dir")  # fmt: skip
 
 
 def typed(overrides: Iterable[str]) -> dict[str, str]:

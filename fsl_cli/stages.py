@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, device, parallel, resume
@@ -40,7 +41,10 @@ def asked(cfg: DictConfig) -> Job:
     hydra = HydraConfig.get()
     folder = parallel.same(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
-    return Job(choices, list(hydra.overrides.task), folder, shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"]))
+    again = shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"])
+    if hydra.mode == RunMode.MULTIRUN:
+        again += f" (or with the whole sweep: its command, with hydra.sweep.dir={hydra.sweep.dir} resume=auto)"
+    return Job(choices, list(hydra.overrides.task), folder, again)
 
 
 def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:

@@ -1,6 +1,10 @@
 """The commands as a user types them, in this process, on a small `strokes`: train, evaluate, stop, resume, sweep."""
 
+import io
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from conftest import fsl, message, stopped
 from support_algos import make
 from support_runs import ALGOS, SMALL, metrics, result, trained
 
-from fsl_cli import checkpoint, train
+from fsl_cli import checkpoint, cli, train
 from fsl_cli.loading import give_weights
 from fsl_cli.tracking import alone
 
@@ -260,11 +264,42 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         ("models",): "conv4",
         ("train", "--help"): "algo: anil, boil, ",
         ("evaluate", "--help"): "checkpoint",
+        ("data", "show", "--help"): "fsl data show draws one of its episodes",
         ("train", "--cfg", "job", "algo=reptile", "dataset=omniglot"): "train_shot: 10",
         ("--version",): ".",
     }.items():
         assert fsl(monkeypatch, *words) == 0
         assert expected in capfd.readouterr().out, words
+
+
+def test_a_terminal_without_a_sign_shows_its_number(monkeypatch: pytest.MonkeyPatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "HELP", "97.8 ± 0.2\n")
+    assert fsl(monkeypatch, "--help") == 0
+    terminal.seek(0)
+    assert terminal.read() == "97.8 \\xb1 0.2\n"
+
+
+@pytest.mark.parametrize("word", ["algos", "--help", "nonsense"])
+def test_nothing_is_said_to_a_pipe_that_is_closed(word: str):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "fsl_cli", word], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    said = "There is no command" if word == "nonsense" else ""
+    assert done.stderr.startswith(said) and "Broken" not in done.stderr
+    assert done.returncode == (2 if said else 0)
+
+
+def test_a_sweep_takes_folders_whose_names_hydra_cannot_read(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    assert trained(monkeypatch, "protonet", "a=b", "steps=1") == 0
+    words = [*SMALL, *ALGOS["protonet"], "steps=2", "pretrain=a=b/best.pt", "hydra.sweep.dir=é (1)", "seed=1,2"]
+    with stopped(monkeypatch, 1):
+        assert fsl(monkeypatch, "train", "-m", *words) == 143
+    assert "(or with the whole sweep: its command, with hydra.sweep.dir=é (1) resume=auto)" in capfd.readouterr().out
+    assert fsl(monkeypatch, "train", "-m", *words, "resume=auto") == 0
+    assert [result(f"é (1)/{job}")["train_seed"] for job in (0, 1)] == [1, 2]
 
 
 @pytest.mark.data

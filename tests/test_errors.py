@@ -83,6 +83,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["out=there", "-m"], ["out = there, but the jobs of a sweep", "hydra.sweep.dir=there"]),
         (["resume=nothing.pt"], ["resume = nothing.pt: there is no such file"]),
         (["--steps=20"], ["--steps=20 begins with a dash. Options are written key=value: steps=20."]),
+        (["algo=a=b"], ["algo=a=b cannot be read as key=value. Put quotes around a value"]),
         (["steps", "20"], ["'steps' is not of the form key=value. Write it so, without blanks"]),
         (["seed=0,1"], ["seed=0,1 gives several values. Add -m to run each of them: fsl train -m seed=0,1."]),
         (["clip_norm=nan"], ["clip_norm = nan, but it must be a number."]),
@@ -238,7 +239,7 @@ def test_names_of_files_may_hold_what_hydra_has_a_meaning_for(name: str, monkeyp
 def test_home_is_meant_in_sweeps_too(monkeypatch: Any, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["-m", "checkpoint=~/a.pt", "algo=centroid,knn"]
-    assert checked("evaluate", words) == ["-m", f"checkpoint={tmp_path}/a.pt", "algo=centroid,knn"]
+    assert checked("evaluate", words) == ["-m", f"checkpoint='{tmp_path}/a.pt'", "algo=centroid,knn"]
 
 
 def test_a_file_is_written_as_a_whole_or_stays_as_it_was(tmp_path: Path):
