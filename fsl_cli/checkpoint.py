@@ -24,7 +24,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     content = {"format": FORMAT, **content}
     assert set(content) in (KEYS, CLASSIFIER), f"a checkpoint holds {sorted(KEYS)}"
     with whole(path, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            full = error.__context__  # torch puts its own error in place of that of a disk
+            if isinstance(full, OSError):
+                raise OSError(full.errno, full.strerror, str(path)) from error
+            raise
 
 
 def load(path: str | Path, key: str) -> dict[str, Any]:

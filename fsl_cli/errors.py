@@ -82,7 +82,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         where = f"{error.filename}: " if error.filename else ""
         return (
             f"{where}{error.strerror or error}. If it is where the run writes, choose another folder with out=PATH "
-            "(packed data: cache_dir=PATH).",
+            "(packed data: cache_dir=PATH, a classifier: output=PATH).",
             1,
         )
     return (str(error), 2) if isinstance(error, ValueError) else None

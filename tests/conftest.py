@@ -138,6 +138,18 @@ def in_two_parts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], Any]) -> li
 
 
 @contextmanager
+def full_disk(largest: int) -> Iterator[None]:
+    """Within it, no file can grow beyond `largest` bytes."""
+    resource = pytest.importorskip("resource")  # Windows has none
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
 def stopped(monkeypatch: pytest.MonkeyPatch, *steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[None]:
     """Within it, a training gets a signal after each of these steps."""
     step = train.train_step

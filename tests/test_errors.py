@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fsl, message, stopped
+from conftest import fsl, full_disk, message, stopped
 from omegaconf import DictConfig, OmegaConf
 from support_runs import ALGOS, SMALL, result, trained
 
@@ -366,3 +366,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpo
     assert "At step 5 the loss was nan" in said
     assert checkpoint.load("run/last.pt", "resume")["step"] == 3
     assert "At step 5 the loss was nan" in Path("run/train.log").read_text()
+
+
+def test_a_disk_that_is_full_ends_a_run_in_a_sentence(monkeypatch: Any, capfd: Any):
+    words = [*SMALL, *ALGOS["protonet"], "model.filters=64", "steps=1"]
+    assert fsl(monkeypatch, "train", "out=packs", *words) == 0  # the data set, which is larger
+    with full_disk(200_000):
+        said = message(monkeypatch, capfd, "train", "out=run", *words, code=1)
+    assert said.startswith("run/best.pt: File too large. If it is where the run writes, choose another folder with out=PATH")
+    assert not [path for path in Path("run").iterdir() if "best.pt" in path.name]
+    with full_disk(5_000), pytest.raises(OSError, match="File too large"):
+        content = dict.fromkeys(checkpoint.CLASSIFIER.keys() - {"format"}, torch.zeros(10_000))
+        checkpoint.save(Path("classifier"), content)
