@@ -66,12 +66,14 @@ def images(place: str) -> list[Path]:
 
 
 def new(place: str | Path, key: str) -> Path:
-    """A file that is to be written under `key`, in a folder that is there; refuses one that exists already."""
+    """A file that is to be written under `key`, where that can be done; refuses one that exists already."""
     path = Path(place).expanduser()
     if path.exists():
         raise ValueError(f"{key} = {place} is there already. Choose another name, or remove it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)  # what is to be written there takes long to come by
+        path.unlink()
     except OSError as error:
         raise ValueError(f"{key} = {place} cannot be written ({error.filename}: {error.strerror}). Choose another.") from error
     return path

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +70,10 @@ def test_an_onnx_file_answers_the_same(algo, models, drawings, monkeypatch):
     with torch.no_grad():
         expected = classifier.probabilities(classifier.trained.inputs(items))
     np.testing.assert_allclose(answers, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can make files")
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(monkeypatch, capfd):
+    for words in (["export", "classifier=none"], ["adapt", "support=none"]):
+        said = message(monkeypatch, capfd, *words, "output=/proc/x.pt2")
+        assert said.startswith("output = /proc/x.pt2 cannot be written (/proc/x.pt2: ")
