@@ -23,7 +23,7 @@ from fsl_cli.errors import told
 from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import details, headline
 from fsl_cli.overrides import typed
-from fsl_cli.results import line, protocol, source, warn_of_seen, write
+from fsl_cli.results import line, protocol, refuse_used, source, warn_of_seen, write
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import score
 from fsl_cli.sources import evaluation_sampler, open_store
@@ -76,8 +76,8 @@ def run(cfg: DictConfig) -> float:
     parallel.join(place)
     chief = parallel.rank() == 0
     folder = parallel.same(run_folder())
-    if chief and any((folder / name).exists() for name in ("result.json", "last.pt", "best.pt")):
-        raise ValueError(f"out = {folder} already holds a run or a result. Choose another folder.")
+    if chief:
+        refuse_used(folder)
     content = checkpoint.load(cfg.checkpoint, "checkpoint") if cfg.checkpoint is not None else None
     if content is not None:
         trained = OmegaConf.create(content["config"]).device.precision

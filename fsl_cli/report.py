@@ -17,6 +17,7 @@ from yaml import YAMLError
 from fsl_cli.config import check, flat, run_folder
 from fsl_cli.errors import told
 from fsl_cli.metrics import ACCURACY, MSE, Measure, interval
+from fsl_cli.results import refuse_used
 from fsl_cli.schema import register
 from fsl_cli.whole import whole
 
@@ -29,6 +30,10 @@ CHECKPOINT = "checkpoint"
 FREE = ("seed", "out", "resume", CHECKPOINT, "trained", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir",
         "episodes", "checkpoint_every", "log_every")  # fmt: skip
 FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody typed another
+# What a table is made with; the other values of a result are only compared or shown.
+KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
+    ("algo", "dataset", "model", "norm"), str
+)
 COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "behind the first")
 
 register()
@@ -78,6 +83,8 @@ def main(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> None:
     """Prints the tables, and writes report.md and report.csv."""
     check(cfg)
+    folder = run_folder()
+    refuse_used(folder)
     if not Path(cfg.runs).is_dir():
         raise ValueError(f"runs = {cfg.runs} is no folder. Name one that holds runs, such as runs=runs/sweeps.")
     found = list(collected(Path(cfg.runs)))
@@ -87,7 +94,6 @@ def run(cfg: DictConfig) -> None:
     lines = [line for table in tables for line in ("", title(table, tables), "", *markdown(table))]
     for line in lines:
         log.info(line)
-    folder = run_folder()
     with whole(folder / "report.md") as file:
         file.write("\n".join(lines[1:]) + "\n")
     write(folder / "report.csv", tables)
@@ -102,9 +108,14 @@ def collected(place: Path) -> Iterator[Finished]:
             continue
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(result, dict):
+                raise ValueError(f"{path} holds {json.dumps(result)[:40]}, expected a result by its keys")
             lacking = [key for key in (*TEST, *METHOD, "train_seed") if key not in result]
             if lacking:
                 raise ValueError(f"{path} has no {lacking[0]}: another version of fsl wrote it")
+            wrong = [key for key, kind in KINDS.items() if not isinstance(result.get(key), kind)]
+            if wrong:
+                raise ValueError(f"{path} has {wrong[0]} = {json.dumps(result[wrong[0]])[:40]}, which fsl does not write")
             name = "mse" if "mse" in result else "accuracy"
             scores = np.genfromtxt(folder / "episodes.csv", delimiter=",", names=True)[name]
             if scores.size != result["episodes"]:

@@ -19,6 +19,12 @@ from fsl_cli.whole import whole
 log = logging.getLogger(__name__)
 
 
+def refuse_used(folder: Path) -> None:
+    """Refuses a folder in which a run or a result lies already."""
+    if any((folder / name).exists() for name in ("result.json", "last.pt", "best.pt")):
+        raise ValueError(f"out = {folder} already holds a run or a result. Choose another folder.")
+
+
 def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
     """How many classes of a split have the names of classes that were trained on; if there are any, the log says so."""
     asked = data.class_names(split)

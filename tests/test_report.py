@@ -122,3 +122,24 @@ def test_what_cannot_be_read_is_named_and_nothing_to_report_is_refused(monkeypat
     assert "Passed over: runs/bad: Expecting" in said.out + said.err
     assert "runs/cut/result.json is of 2 episodes, and episodes.csv beside it holds 1." in said.out + said.err
     assert "Passed over: runs/old/result.json has no dataset: another version of fsl wrote it." in said.out + said.err
+
+
+def test_results_of_another_shape_are_passed_over(monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    finished("good", [0.5, 0.7])
+    for name, content in (("null", "null"), ("list", "[1, 2]")):
+        finished(name, [0.5, 0.7])
+        Path(f"runs/{name}/result.json").write_text(content)
+    finished("seed", [0.5, 0.7], train_seed=[1])
+    finished("algo", [0.5, 0.7], algo=None)
+    finished("options", [0.5, 0.7], dataset_options=None)
+    assert len(reported(monkeypatch)) == 1
+    said = capfd.readouterr()
+    for part in ("null/result.json holds null", "list/result.json holds [1, 2]", "has dataset_options = null", "has algo = null",
+                 "runs/seed/result.json has train_seed = [1], which fsl does not write."):  # fmt: skip
+        assert part in said.out + said.err, part
+
+
+def test_a_report_is_not_written_into_a_run(monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    finished("a", [0.5, 0.7])
+    assert "out = runs/a already holds a run or a result." in message(monkeypatch, capfd, "report", "out=runs/a")
+    assert not Path("runs/a/report.md").exists()
