@@ -4,25 +4,54 @@ import hashlib
 import pickle
 import zipfile
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import locate
-from fsl_cli.speed import Choice
+from fsl_cli.speed import UNMEASURED, Choice
 from fsl_cli.whole import whole
 
 FORMAT = 1
-KEYS = {"format", "config", "choices", "overrides", "data", "step", "algo", "optimizer", "schedule", "progress", "fastest"}
-CLASSIFIER = {"format", "config", "choices", "data", "algo", "classifier"}  # what `fsl adapt` writes
+NAMES = dict.fromkeys(("algo", "model", "dataset", "task"), str)
+MADE = {"_target_": str}
+MAYBE = (dict, NoneType)
+# What is under the keys of a file: a type, a dict with these keys at the least, or a list of one kind.
+LEARNED = {
+    "format": int,
+    "config": {"algo": MADE, "model": MADE, "dataset": MAYBE, "task": MAYBE},
+    "choices": NAMES,
+    "data": {"item_shape": [int], "classes": int},
+    "algo": dict,
+}
+KEYS = LEARNED | {
+    "config": {"algo": MADE, "model": MADE, "dataset": MADE, "task": dict, "schedule": dict, "device": dict}
+    | dict.fromkeys(("steps", "episodes", "train_on_val"), object),
+    "choices": NAMES | {"seed": str},
+    "overrides": [str],
+    "data": {"item_shape": [int], "classes": int, "seen": [str]},
+    "step": int,
+    "optimizer": {"state": dict, "param_groups": [dict]},
+    "schedule": dict,
+    "progress": dict.fromkeys(("best", "best_step", "misses", "seconds", "wall"), (int, float))
+    | {"failures": list, "window": [[float]]},
+    "fastest": dict.fromkeys(UNMEASURED, object),
+}
+# What `fsl adapt` writes.
+CLASSIFIER = LEARNED | {
+    "classifier": {"inputs": torch.Tensor, "slots": torch.Tensor, "names": [str], "temperature": float, "norm": str}
+}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint or classifier."""
     content = {"format": FORMAT, **content}
-    assert set(content) in (KEYS, CLASSIFIER), f"a checkpoint holds {sorted(KEYS)}"
+    assert content.keys() in (KEYS.keys(), CLASSIFIER.keys()), f"a checkpoint holds {sorted(KEYS)}"
     with whole(path, "wb") as file:
         try:
             torch.save(content, file)
@@ -43,6 +72,8 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
     if not path.exists():
         what = "a file" if kind == "classifier" else "a best.pt or last.pt"
         raise ValueError(f"{key} = {path}: there is no such file. Name {what} that {writer} wrote.")
+    if not path.is_file():  # what never ends would be read until the memory is full
+        raise ValueError(f"{key} = {path} is a device or a pipe. Name a file that {writer} wrote.")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -61,13 +92,36 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
             f"{key} = {path} holds something other than tensors and plain values, and was not loaded, since that could "
             f"run foreign code. Use a {kind} that {writer} wrote."
         ) from error
-    found = set(content) if isinstance(content, dict) else set()
-    for keys, own in ((KEYS, "checkpoint"), (CLASSIFIER, "classifier")):
-        if found == keys and own != kind:
+    kinds = {"checkpoint": KEYS, "classifier": CLASSIFIER}
+    for own, keys in kinds.items():
+        if own != kind and isinstance(content, dict) and content.keys() == keys.keys():
             raise ValueError(f"{key} = {path} is a {own}, and this wants a {kind} that {writer} wrote. Try {own}={path}.")
-    if found not in (KEYS, CLASSIFIER) or content["format"] != FORMAT:
+    if not _is_whole(content, kinds[kind]):
         raise ValueError(f"{key} = {path} is not a {kind} of this version of fsl. Use a file that {writer} wrote.")
     return content
+
+
+def _is_whole(content: Any, keys: dict[str, Any]) -> bool:
+    """Whether what a file holds is of this version, and under each of its keys what is read from there."""
+    if not (isinstance(content, dict) and content.keys() == keys.keys() and content["format"] == FORMAT):
+        return False
+    if not (isinstance(content["config"], str) and isinstance(content["algo"], dict)):
+        return False
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(content["config"]))
+    except (ValueError, YAMLError, OmegaConfBaseException):
+        return False
+    weights = all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in content["algo"].items())
+    return weights and _fits({**content, "config": config}, keys)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind, as KEYS has them."""
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(name in value and _fits(value[name], part) for name, part in kind.items())
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    return isinstance(value, kind)
 
 
 def sha256(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Each mistake of a user ends in one clear sentence on stderr and exit code 2; each failed run in one and exit code 1."""
 
+import os
 import pickle
 import signal
 from contextlib import nullcontext
@@ -378,3 +379,24 @@ def test_a_disk_that_is_full_ends_a_run_in_a_sentence(monkeypatch: Any, capfd: A
     with full_disk(5_000), pytest.raises(OSError, match="File too large"):
         content = dict.fromkeys(checkpoint.CLASSIFIER.keys() - {"format"}, torch.zeros(10_000))
         checkpoint.save(Path("classifier"), content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"config": config} for config in (None, "", "[1, 2]", "a: [", "${", "steps: 3")),
+        *({"choices": {}}, {"data": {}}, {"fastest": 7}, {"step": "x"}, {"overrides": None}, {"progress": None}),
+        *({"optimizer": {}}, {"algo": {1: 2}}, {"algo": None}, {"schedule": []}),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_other_content_is_refused(change: dict[str, Any], models: Path, monkeypatch: Any, capfd: Any):
+    content = torch.load(models / "protonet/best.pt", weights_only=True)
+    torch.save({**content, **change}, "last.pt")
+    for words in (["evaluate", "checkpoint=last.pt"], ["predict", "checkpoint=last.pt"], ["train", "resume=last.pt"]):
+        assert "last.pt is not a checkpoint of this version of fsl" in message(monkeypatch, capfd, *words)
+
+
+def test_a_device_is_not_read(monkeypatch: Any, capfd: Any):
+    said = message(monkeypatch, capfd, "evaluate", f"checkpoint={os.devnull}")  # /dev/zero would fill the memory if it fails
+    assert said == f"checkpoint = {os.devnull} is a device or a pipe. Name a file that fsl train wrote."
