@@ -153,6 +153,15 @@ def unread() -> int:
     return 0
 
 
+def refuse_folder(error: Exception, key: str) -> None:
+    """Refuses the folder of a run that cannot be made, or in which no log can be written, under its key."""
+    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging says only that it cannot
+    if isinstance(cause, OSError) and cause.filename:
+        raise ValueError(
+            f"{key}: {cause.filename} cannot be made or written ({cause.strerror}). Choose another folder: {key}=PATH."
+        ) from error
+
+
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
@@ -173,7 +182,11 @@ def run(command: str, overrides: list[str]) -> int:
             return parallel.launch(processes, command, overrides)
         flags, others = apart(parallel.quiet(completed))
         sys.argv = [f"fsl {command}", *flags, *others]
-        module.main()
+        try:
+            module.main()
+        except (OSError, ValueError) as error:  # of Hydra: what a job raises is told there
+            refuse_folder(error, "hydra.sweep.dir" if sweeps(flags) else "out")
+            raise
         parallel.leave()
     except KeyboardInterrupt:
         return interrupted()

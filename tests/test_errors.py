@@ -149,9 +149,14 @@ def test_missing_data_without_a_network_says_where_to_put_it(monkeypatch: Any, c
 
 def test_an_unwritable_run_folder_is_refused(monkeypatch: Any, capfd: Any):
     Path("file").write_text("")
-    said = message(monkeypatch, capfd, "train", *SMALL, "out=file/run", code=1)
-    assert "file/run" in said
-    assert "out=PATH" in said
+    for out in ("file", "file/run"):
+        said = message(monkeypatch, capfd, "train", *SMALL, f"out={out}")
+        assert said.startswith(f"out: {out} cannot be made or written (") and said.endswith("Choose another folder: out=PATH.")
+    Path("runs").write_text("")
+    assert message(monkeypatch, capfd, "train", *SMALL).startswith("out: runs/train/")
+    assert message(monkeypatch, capfd, "train", *SMALL, "-m", "seed=0,1").startswith("hydra.sweep.dir: runs/sweeps/")
+    if Path("/proc/self").exists():  # a folder in which not even root can make files
+        assert message(monkeypatch, capfd, "train", *SMALL, "out=/proc").startswith("out: /proc/train.log cannot be made or")
 
 
 def test_an_unwritable_cache_is_refused(monkeypatch: Any, capfd: Any):
