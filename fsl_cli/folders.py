@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fsl_cli.datasets.archives import listing, refuse_odd_name
+from fsl_cli.datasets.archives import listing, refuse_odd_name, writable
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
@@ -41,7 +41,7 @@ def labelled(folder: str) -> list[Labelled]:
         raise ValueError(f"support = {folder} has {len(classes)} class folders, expected two or more, with images in each.")
     files = []
     for path in classes:
-        images = _below(path, "support")
+        images = _below(path)
         if not images:
             raise ValueError(f"support: class folder {path} has no images. Put at least one into it, or remove it.")
         deep = next((file for file in images if file.parent != path), None)
@@ -50,6 +50,8 @@ def labelled(folder: str) -> list[Labelled]:
                 f"support: {deep} lies deeper than {Path(folder) / 'CLASS' / 'IMAGE'}. Move it up into class folder {path}, or "
                 f"give support={path} if the folders in there are the classes."
             )
+        for file in images:
+            refuse_odd_name(file, "support")
         files += [Labelled(file, path.name) for file in images]
     return files
 
@@ -59,7 +61,7 @@ def images(place: str) -> list[Path]:
     root = there(place, "query")
     if root.is_file():
         return [root]
-    found = _below(root, "query")
+    found = _below(root)
     if not found:
         raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
     return found
@@ -91,10 +93,11 @@ class Reader:
         items, kept = [], []
         for path in paths:
             try:
+                refuse_odd_name(path, "query")  # those of support have been refused
                 items.append(self.item(path))
             except ValueError as error:
-                self.skipped[str(path)] = str(error)
-            kept.append(str(path) not in self.skipped)
+                self.skipped[writable(path)] = str(error)
+            kept.append(writable(path) not in self.skipped)
             bar.update()
         return np.stack(items) if items else np.empty(0, np.uint8), kept
 
@@ -134,13 +137,10 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
 
 
-def _below(root: Path, key: str) -> list[Path]:
-    """The images in and below a folder that the user named under `key`, sorted; links are followed."""
+def _below(root: Path) -> list[Path]:
+    """The images in and below a folder, sorted; links are followed, but not to what holds the folder."""
     names = [name for name in listing(root) if not _hidden(Path(name))]
-    found = sorted(root / name for name in names if _is_image(root / name))
-    for path in found:
-        refuse_odd_name(path, key)
-    return found
+    return sorted(root / name for name in names if _is_image(root / name))
 
 
 def _hidden(path: Path) -> bool:

@@ -94,7 +94,7 @@ def test_a_name_that_is_not_in_utf_8_is_refused(tmp_path):
     odd = tmp_path / "own" / os.fsdecode(b"caf\xe9")
     odd.mkdir()
     (odd / "a.png").write_bytes(b"")
-    assert f"dataset: the name of {tmp_path}/own/caf\ufffd/a.png is not in UTF-8" in refused(tmp_path / "own")
+    assert f"dataset: the name of {tmp_path}/own/caf\\xe9/a.png is not in UTF-8" in refused(tmp_path / "own")
 
 
 def test_lists_may_hold_numbers(tmp_path):

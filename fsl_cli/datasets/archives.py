@@ -59,8 +59,8 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
 
 
 def listing(folder: Path) -> list[str]:
-    """The files below a folder by their sorted names with `/`; links are followed, each folder is visited once."""
-    names, seen = [], set()
+    """The files below a folder by their sorted names with `/`; links are followed, but not up, each folder is visited once."""
+    names, seen = [], {str(above) for above in Path(os.path.realpath(folder)).parents}
     for place, inner, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
@@ -77,8 +77,12 @@ def refuse_odd_name(path: Path, key: str) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        name = os.fsencode(path).decode("utf-8", "replace")
-        raise ValueError(f"{key}: the name of {name} is not in UTF-8. Rename the file or folder.") from error
+        raise ValueError(f"{key}: the name of {writable(path)} is not in UTF-8. Rename the file or folder.") from error
+
+
+def writable(path: Path) -> str:
+    """The name of a file as a text, in which bytes that are not in UTF-8 are spelt."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def fingerprint(source: Path) -> list[tuple[str, int, int]]:
