@@ -21,7 +21,7 @@ from fsl_cli.calibration import check_threshold
 from fsl_cli.classifier import BATCH, Classifier, Prediction, restored
 from fsl_cli.config import run_folder
 from fsl_cli.datasets.texts import read_texts
-from fsl_cli.errors import told
+from fsl_cli.errors import RunError, told
 from fsl_cli.learning import adapted, assess, line
 from fsl_cli.schema import register
 from fsl_cli.whole import whole
@@ -98,6 +98,8 @@ def judged(classifier: Classifier, query: str, reader: folders.Reader, reject_be
             items, kept = reader.read(part, bar)
             names = [str(file) for file, keep in zip(part, kept, strict=True) if keep]
             answers += zip(names, classifier.classify(items, reject_below), strict=True)
+    if not answers:
+        raise RunError(f"query = {query}: nothing in it could be read as an image. {list(reader.skipped.values())[-1]}")
     return answers
 
 

@@ -91,8 +91,11 @@ def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monke
         assert name in summary("run")["skipped"]
     assert len(rows("run")) == 8
     assert summary("run")["support_images"]["oak"] == 3
-    said = message(monkeypatch, capfd, *words[:-2], "query=query/0 0.bmp", "out=other", code=1)
-    assert rows("other") == []
+    Path("table.csv").write_text("text")
+    for query in ("query/0 0.bmp", "table.csv"):
+        said = message(monkeypatch, capfd, *words[:-2], f"query={query}", "out=other", code=1)
+        assert said.startswith(f"query = {query}: nothing in it could be read as an image. {query} is not an image that can be")
+        assert not Path("other/predictions.csv").exists()
 
 
 def test_pictures_that_pillow_cannot_open_are_named(models, drawings, monkeypatch, capfd):
