@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,8 @@ from tqdm import tqdm
 from fsl_cli.datasets.archives import listing, refuse_odd_name, writable
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
+
+T = TypeVar("T")
 
 MESSAGE = 20  # unreadable files that an error names
 
@@ -116,13 +118,16 @@ def bar(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
 
 
-def table(place: str, key: str) -> Path:
-    """The file `place`, for a model of texts."""
+def table(place: str, key: str, read: Callable[[Path], list[T]]) -> list[T]:
+    """What `read` finds in the file `place`, for a model of texts; refuses under `key` what it refuses."""
     path = there(place, key)
     if path.is_dir():
         what = "text,label" if key == "support" else "texts, one on each line"
         raise ValueError(f"{key} = {place} is a folder, but the model takes texts. Name a file of {what}.")
-    return path
+    try:
+        return read(path)
+    except ValueError as error:  # begins with the name of the file
+        raise ValueError(f"{key} = {error}") from error
 
 
 def there(place: str, key: str) -> Path:

@@ -19,7 +19,7 @@ def adapted(trained: Trained, support: str | None, reader: folders.Reader) -> Cl
             "text,label."
         )
     if trained.what == "texts":
-        return trained.adapt(*zip(*read_labelled(folders.table(support, "support")), strict=True))
+        return trained.adapt(*zip(*folders.table(support, "support", read_labelled), strict=True))
     files = folders.labelled(support)
     with folders.bar(len(files), "learning") as bar:
         items, kept = reader.read([file.path for file in files], bar)

@@ -88,7 +88,7 @@ def chosen(classifier: Classifier) -> dict[str, Any]:
 def judged(classifier: Classifier, query: str, reader: folders.Reader, reject_below: float | None) -> Answers:
     """What each file, or each text, is; a file that cannot be read is left to the reader's account."""
     if classifier.trained.what == "texts":
-        texts = read_texts(folders.table(query, "query"))
+        texts = folders.table(query, "query", read_texts)
         return list(zip(texts, classifier(texts, reject_below), strict=True))
     files = folders.images(query)
     answers: Answers = []

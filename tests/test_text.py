@@ -265,6 +265,13 @@ def test_mistakes_with_texts_end_in_a_sentence(monkeypatch: Any, capfd: Any):
     ask = ["predict", "checkpoint=run/best.pt", "device=cpu"]
     assert "support = images is a folder" in message(monkeypatch, capfd, *ask, "support=images", "query=own.csv")
     assert "query = images is a folder" in message(monkeypatch, capfd, *ask, "support=own.csv", "query=images")
+    Path("latin.csv").write_bytes(b"hello,gr\xfc\xdfe")
+    Path("single.csv").write_text("hello\nbye")
+    for support, reason in (("latin", "is not a text in UTF-8 (byte 8). Save"), ("single", "line 1: 1 columns, expected two")):
+        said = message(monkeypatch, capfd, *ask, f"support={support}.csv", "query=own.csv")
+        assert said.startswith(f"support = {support}.csv") and reason in said
+    said = message(monkeypatch, capfd, *ask, "support=own.csv", "query=latin.csv")
+    assert said.startswith("query = latin.csv is not a text in UTF-8")
     assert "model = bag_of_words has no weights yet" in message(
         monkeypatch, capfd, "predict", "model=bag_of_words", "support=own.csv", "query=own.csv", "device=cpu"
     )
