@@ -25,6 +25,8 @@ GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 # Of the layers that algorithms add to a network, and of the episodes that they are made for.
 SIZES = ("way", "shot", "hidden", "code", "filters", "places", "width", "heads", "controller")
 
+EXAMPLES = {"a whole number": 10, "a number": 0.1}  # the other kinds say themselves how to write one
+
 # What the caller of `build` supplies: a YAML need not, and may not, give it.
 GIVEN = {
     "model": ("item_shape", "blank"),  # blank: no weights are needed, those of a checkpoint follow
@@ -147,11 +149,17 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
         if name not in parameters:
             raise ValueError(f"{key}.{name} is not an option of {constructor.__name__}.{suggest(name, parameters)}")
         if not _fits(value, hints.get(name, Any)):
-            raise ValueError(f"{key}.{name} = {value!r}, but it must be {_spell(hints[name])}.")
+            raise ValueError(must_be(f"{key}.{name}", repr(value), _spell(hints[name])))
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in plain:
             raise ValueError(f"{key}.{name} has no value, and {constructor.__name__} needs one. Give it: {key}.{name}=...")
     return constructor, plain
+
+
+def must_be(key: str, value: str, kind: str) -> str:
+    """What is said of a value that is of another kind."""
+    example = f" Write one, such as {key}={EXAMPLES[kind]}." if kind in EXAMPLES else ""
+    return f"{key} = {value}, but it must be {kind}.{example}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl_cli.config import suggest
+from fsl_cli.config import must_be, suggest
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
 NO_MEMORY = (
@@ -112,7 +112,7 @@ def _configuration(error: BaseException) -> str:
                 return f"{key} = null, but it must have a value. Give it one: {key}=..."
             typed = re.fullmatch(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+).*", reason)
             if typed:
-                return f"{key} = {typed[1]}, but it must be {KINDS.get(typed[2], typed[2])}."
+                return must_be(str(key), typed[1], KINDS.get(typed[2], typed[2]))
             return f"{key}: {reason}."
     if isinstance(chain[0], OverrideParseException):
         return (

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["+task.depth=3"], ["There is no key task.depth. There are: queries,"]),
         (["recipe=mamal_omniglot"], ["recipe = 'mamal_omniglot'", "Did you mean maml_omniglot?"]),
         (["recipe=null"], ["recipe = null", "~recipe"]),
-        (["steps=many"], ["steps = 'many', but it must be a whole number."]),
+        (["steps=many"], ["steps = 'many', but it must be a whole number. Write one, such as steps=10."]),
         (["train_on_val=maybe"], ["train_on_val = 'maybe', but it must be true or false."]),
         (["seed=null"], ["seed = null, but it must have a value. Give it one: seed=..."]),
         (["~optimizer"], ["optimizer = null, but one must be chosen: optimizer=NAME."]),
@@ -51,7 +51,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
             ["algo.keys = 64, but it must be a list of whole numbers in brackets."],
         ),
         (["algo=maml", "algo.inner_lr=-1"], ["algo.inner_lr = -1", "must be positive"]),
-        (["algo=maml", "algo.inner_steps=true"], ["algo.inner_steps = True, but it must be a whole number."]),
+        (
+            ["algo=maml", "algo.inner_steps=true"],
+            ["algo.inner_steps = True, but it must be a whole number. Write one, such as algo.inner_steps=10."],
+        ),
         (["model.filters=0"], ["model.filters = 0"]),
         (["optimizer.lr=-1"], ["optimizer.lr = -1, but it must not be negative."]),
         (["optimizer=adm"], ["Did you mean adam?"]),
@@ -88,7 +91,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["steps", "20"], ["'steps' is not of the form key=value. Write it so, without blanks"]),
         (["seed=0,1"], ["seed=0,1 gives several values. Add -m to run each of them: fsl train -m seed=0,1."]),
         (["clip_norm=nan"], ["clip_norm = nan, but it must be a number."]),
-        (["optimizer.lr=abc"], ["optimizer.lr = 'abc', but it must be a number."]),
+        (["optimizer.lr=abc"], ["optimizer.lr = 'abc', but it must be a number. Write one, such as optimizer.lr=0.1."]),
     ],
 )
 def test_a_mistake_is_named_with_its_repair(words: list[str], parts: list[str], monkeypatch: Any, capfd: Any):
