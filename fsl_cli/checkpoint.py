@@ -18,7 +18,7 @@ from fsl_cli.speed import UNMEASURED, Choice
 from fsl_cli.whole import whole
 
 FORMAT = 1
-NAMES = dict.fromkeys(("algo", "model", "dataset", "task"), str)
+NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # a network from elsewhere had none
 MADE = {"_target_": str}
 MAYBE = (dict, NoneType)
 # What is under the keys of a file: a type, a dict with these keys at the least, or a list of one kind.
