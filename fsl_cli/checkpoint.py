@@ -95,7 +95,11 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
     kinds = {"checkpoint": KEYS, "classifier": CLASSIFIER}
     for own, keys in kinds.items():
         if own != kind and isinstance(content, dict) and content.keys() == keys.keys():
-            raise ValueError(f"{key} = {path} is a {own}, and this wants a {kind} that {writer} wrote. Try {own}={path}.")
+            other = "fsl adapt" if own == "checkpoint" else "fsl export"
+            raise ValueError(
+                f"{key} = {path} is a {own}, and this wants a {kind} that {writer} wrote. Give it to fsl predict or {other}, as "
+                f"{own}={path}."
+            )
     if not _is_whole(content, kinds[kind]):
         raise ValueError(f"{key} = {path} is not a {kind} of this version of fsl. Use a file that {writer} wrote.")
     return content

@@ -319,8 +319,8 @@ def test_files_of_the_wrong_kind_are_told_apart(models, drawings, monkeypatch, c
     said = message(monkeypatch, capfd, "adapt", f"checkpoint={best}", "support=support", "output=kept")
     assert "output = kept is there already" in said
     assert "output has no value" in message(monkeypatch, capfd, "adapt", f"checkpoint={best}", "support=support")
-    assert "Try classifier=kept" in message(monkeypatch, capfd, *PREDICT, "checkpoint=kept", "query=query")
-    assert f"Try checkpoint={best}" in message(monkeypatch, capfd, *PREDICT, f"classifier={best}", "query=query")
+    assert "or fsl export, as classifier=kept." in message(monkeypatch, capfd, *PREDICT, "checkpoint=kept", "query=query")
+    assert f"or fsl adapt, as checkpoint={best}." in message(monkeypatch, capfd, *PREDICT, f"classifier={best}", "query=query")
     said = message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", "support=support")
     assert "support = support, but the classifier has learned its classes" in said
     for word in ("size=56", "algo=centroid", "algo.scale=2", "model.filters=3"):
