@@ -5,7 +5,8 @@ every episode, evaluation presents one of every class, then the second of every 
 writes to a memory at its least recently used places. A query is the item after the last one. The published network answers at
 every step of one long sequence; here it answers queries after the support, so that its accuracy after k presentations of a
 class is its k-shot accuracy. `path` gives the answers after each presentation. The similarities of the read are sharpened by
-a learned factor, without which the attention over 128 places stays flat.
+a learned factor, without which the attention over 128 places stays flat. Ours too is that embeddings are standardised by the
+support set (`standardise`).
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
+from fsl_cli.algos.heads import standardised_by, unchanged
 from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -41,9 +43,11 @@ class MANN(Algorithm):
     norms = PLAIN_NORMS
     cached_chunk = 8  # for the memories: every query has its own
 
-    def __init__(self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int) -> None:
+    def __init__(
+        self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int, standardise: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.way = model, way
+        self.model, self.way, self.standardise = model, way, standardise
         self.places, self.width, self.heads = places, width, heads
         self.controller = Cell(model.out_features + way, heads * width + controller, controller)
         self.keys = nn.Linear(controller, heads * width)
@@ -59,18 +63,20 @@ class MANN(Algorithm):
 
     def path(self, support: Examples) -> list[Predictor]:
         check_way(self.way, support.targets)
-        memory = self.empty(support.inputs)
+        scaled = standardised_by(support.inputs) if self.standardise else unchanged
+        items = scaled(support.inputs)
+        memory = self.empty(items)
         label = torch.zeros_like(support.targets[0])
-        predictors = [self._predictor(memory, label)]
+        predictors = [self._predictor(memory, label, scaled)]
         for presentation in presentations(len(support.inputs), self.way):
             for item in presentation:
-                memory, _ = self.step(memory, support.inputs[item], label)
+                memory, _ = self.step(memory, items[item], label)
                 label = support.targets[item]
-            predictors.append(self._predictor(memory, label))
+            predictors.append(self._predictor(memory, label, scaled))
         return predictors
 
-    def _predictor(self, memory: Memory, label: Tensor) -> Predictor:
-        return lambda queries: torch.func.vmap(lambda query: self.step(memory, query, label)[1])(queries)
+    def _predictor(self, memory: Memory, label: Tensor, scaled: Predictor) -> Predictor:
+        return lambda queries: torch.func.vmap(lambda query: self.step(memory, query, label)[1])(scaled(queries))
 
     def empty(self, like: Tensor) -> Memory:
         """The state before the first item."""
