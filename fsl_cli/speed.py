@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, leaves, map_tensors
+from fsl_cli.algos.base import Algorithm, Batch, Outcome
 from fsl_cli.episodes import Episode
 from fsl_cli.errors import out_of_memory
+from fsl_cli.structures import leaves, map_tensors
 from fsl_cli.workers import Workers
 
 log = logging.getLogger(__name__)

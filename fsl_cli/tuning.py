@@ -15,11 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import parallel
-from fsl_cli.algos.base import Algorithm, Batch, leaves
+from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
 from fsl_cli.errors import out_of_memory
 from fsl_cli.speed import UNMEASURED, WARM_UP, Choice, batch_on_gpu, reset, tasks, use, way
+from fsl_cli.structures import leaves
 from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsl_cli.algos.base import leaves, map_tensors
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.speed import use
+from fsl_cli.structures import leaves, map_tensors
 
 # The other models are options of these two, or have quick tests of their own (test_text.py, test_resnets.py).
 QUICK_MODELS = ("conv4", "mlp")

@@ -13,7 +13,8 @@ from support_algos import ALGOS, gradients, make, training_batch
 from support_runs import FREE, TRAINING
 
 from fsl_cli import speed
-from fsl_cli.algos.base import Algorithm, Batch, Outcome, map_tensors
+from fsl_cli.algos.base import Algorithm, Batch, Outcome
+from fsl_cli.structures import map_tensors
 
 
 class Graph:

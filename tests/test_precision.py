@@ -12,10 +12,11 @@ from support_algos import blobs
 from support_runs import TRAINING
 
 from fsl_cli import device, speed
-from fsl_cli.algos.base import Batch, Outcome, map_tensors
+from fsl_cli.algos.base import Batch, Outcome
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
 from fsl_cli.models.conv4 import Conv4
+from fsl_cli.structures import map_tensors
 
 
 def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch):

@@ -12,9 +12,9 @@ from support_runs import FREE, TRAINING
 from torch.nn import functional
 
 from fsl_cli import device, speed, tuning
-from fsl_cli.algos.base import map_tensors
 from fsl_cli.algos.maml import MAML
 from fsl_cli.models.mlp import MLP
+from fsl_cli.structures import map_tensors
 
 
 @pytest.mark.parametrize("algo", [algo for algo in ALGOS if tuning.divisible(make(algo, "mlp"), blobs(1, 3, 2, 4))])

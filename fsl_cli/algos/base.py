@@ -1,7 +1,7 @@
 """The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -13,6 +13,7 @@ from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.metrics import ACCURACY, MSE, Measure, accuracy, accuracy_by_class
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers, statistics
+from fsl_cli.structures import leaves, map_tensors, stack
 
 Batch = Episode | Examples
 Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
@@ -198,32 +199,6 @@ class Algorithm(nn.Module, ABC):
                 return network(torch.cat([support, inputs]))[len(support) :]
         with statistics(self):
             return vmap(lambda query: network(torch.cat([support, query.unsqueeze(0)]))[-1])(inputs)
-
-
-def map_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A structure of tensors (tuples, named tuples, dictionaries) with every tensor changed."""
-    if isinstance(structure, Tensor):
-        return change(structure)
-    if isinstance(structure, Mapping):
-        return {name: map_tensors(part, change) for name, part in structure.items()}
-    parts = [map_tensors(part, change) for part in structure]
-    return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
-
-
-def stack(structures: list[Any]) -> Any:
-    """Equal structures of tensors as one, whose tensors have a leading dimension more."""
-    columns = zip(*(leaves(structure) for structure in structures), strict=True)
-    stacked = iter([torch.stack(column) for column in columns])
-    return map_tensors(structures[0], lambda _: next(stacked))
-
-
-def leaves(structure: Any) -> Iterator[Tensor]:
-    """The tensors of a structure."""
-    if isinstance(structure, Tensor):
-        yield structure
-    else:
-        for part in structure.values() if isinstance(structure, Mapping) else structure:
-            yield from leaves(part)
 
 
 def check_moves(weights: Iterable[Tensor]) -> None:
