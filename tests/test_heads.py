@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from fsl_cli.algos.heads import logistic, nearest, ridge, standardised_by, svm
+from fsl_cli.algos.heads import logistic, nearest, ridge, scaling, svm
 from fsl_cli.episodes import Examples
 
 
@@ -94,5 +94,5 @@ def test_standardised_embeddings_may_be_moved_and_scaled_by_anything(algo: str):
         support = Examples(scale * items + shift, batch.support.targets[0])
         answers.append(built.adapt(support)(scale * queries + shift))
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-6)
-    scaled = standardised_by(items)(items)
+    scaled = scaling(items, True)(items)
     assert scaled.mean(0).abs().max() < 1e-6 and scaled.square().mean() == pytest.approx(1, abs=1e-5)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
-from fsl_cli.algos.heads import centroids, standardised_by, unchanged
+from fsl_cli.algos.heads import centroids, scaling
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -38,7 +38,7 @@ class CNP(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        scaled = standardised_by(support.inputs) if self.standardise else unchanged
+        scaled = scaling(support.inputs, self.standardise)
         code = self._code(Examples(scaled(support.inputs), support.targets))
         return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(len(queries), -1)], dim=1))
 

@@ -33,19 +33,16 @@ def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
     return scale * functional.normalize(inputs, dim=1) @ functional.normalize(weights, dim=1).T
 
 
-def standardised_by(support: Tensor) -> Callable[[Tensor], Tensor]:
-    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread.
+def scaling(support: Tensor, standardise: bool) -> Callable[[Tensor], Tensor]:
+    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread; or leaves them.
 
     Layers that read embeddings learn sooner so: those of a network that was trained before have one sign and any size.
     """
+    if not standardise:
+        return lambda inputs: inputs
     mean = support.mean(0)
     spread = ((support - mean).square().mean() + EPS).sqrt()
     return lambda inputs: (inputs - mean) / spread
-
-
-def unchanged(inputs: Tensor) -> Tensor:
-    """The embeddings as they come."""
-    return inputs
 
 
 # The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
-from fsl_cli.algos.heads import standardised_by, unchanged
+from fsl_cli.algos.heads import scaling
 from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -63,7 +63,7 @@ class MANN(Algorithm):
 
     def path(self, support: Examples) -> list[Predictor]:
         check_way(self.way, support.targets)
-        scaled = standardised_by(support.inputs) if self.standardise else unchanged
+        scaled = scaling(support.inputs, self.standardise)
         items = scaled(support.inputs)
         memory = self.empty(items)
         label = torch.zeros_like(support.targets[0])

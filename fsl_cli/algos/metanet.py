@@ -24,7 +24,7 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, check_way, cross_entropy
-from fsl_cli.algos.heads import cosine, standardised_by, unchanged
+from fsl_cli.algos.heads import cosine, scaling
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -55,7 +55,7 @@ class MetaNet(Algorithm):
 
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
-        scaled = standardised_by(support.inputs) if self.standardise else unchanged
+        scaled = scaling(support.inputs, self.standardise)
         support = Examples(scaled(support.inputs), support.targets)
         u: Weights = dict(self.u.named_parameters())
         b: Weights = dict(self.b.named_parameters())
