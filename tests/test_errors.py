@@ -1,9 +1,6 @@
 """Each mistake of a user ends in one clear sentence on stderr and exit code 2; each failed run in one and exit code 1."""
 
-import os
-import pickle
 import signal
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ from support_runs import ALGOS, SMALL, result, trained
 from fsl_cli import checkpoint, train
 from fsl_cli.cli import apart, checked
 from fsl_cli.tracking import alone
-from fsl_cli.whole import whole
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -251,17 +247,6 @@ def test_home_is_meant_in_sweeps_too(monkeypatch: Any, tmp_path: Path):
     assert checked("evaluate", words) == ["-m", f"checkpoint='{tmp_path}/a.pt'", "algo=centroid,knn"]
 
 
-def test_a_file_is_written_as_a_whole_or_stays_as_it_was(tmp_path: Path):
-    path = tmp_path / "result.json"
-    for text, error in (("new", None), ("half", RuntimeError)):
-        with pytest.raises(error) if error else nullcontext(), whole(path) as file:
-            file.write(text)
-            if error:
-                raise error
-        assert path.read_text() == "new"
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-
-
 def test_a_frozen_network_needs_running_statistics(models: Path, monkeypatch: Any, capfd: Any):
     words = [f"pretrain={models}/maml/best.pt", "pretrain_frozen=true", "algo=cnp", "steps=1"]
     said = message(monkeypatch, capfd, "train", *SMALL, *words, "out=run")
@@ -323,44 +308,6 @@ def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, 
     assert "maml is a folder" in message(monkeypatch, capfd, "evaluate", f"checkpoint={models}/maml")
 
 
-def test_damaged_and_hostile_checkpoints_are_refused(models: Path, monkeypatch: Any, capfd: Any):
-    whole = (models / "protonet/best.pt").read_bytes()
-    Path("short.pt").write_bytes(whole[: len(whole) // 2])
-    place = whole.index(b"_target_")  # not in the padding between two records
-    Path("flipped.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-    Path("page.pt").write_text("<html>404</html>")
-    torch.save({"weights": torch.zeros(1)}, "other.pt")
-
-    class Harm:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (Path("harmed"),))
-
-    torch.save({"config": Harm()}, "hostile.pt")
-    Path("pickle.pt").write_bytes(pickle.dumps(Harm()))
-    for name, part in {
-        "short": "truncated",
-        "flipped": "damaged",
-        "page": "truncated or another kind of file",
-        "other": "not a checkpoint of this version",
-        "hostile": "could run foreign code",
-        "pickle": "another kind of file",
-    }.items():
-        assert part in message(monkeypatch, capfd, "evaluate", f"checkpoint={name}.pt"), name
-        assert part in message(monkeypatch, capfd, "train", f"resume={name}.pt"), name
-    assert not Path("harmed").exists()
-
-
-@pytest.mark.parametrize("target", ["os.system", "pathlib.Path.touch", "fsl_cli.datasets.packed.Path", "fsl_cli.algos.nothing.X"])
-def test_a_target_outside_the_allow_list_is_not_run(target: str, models: Path, monkeypatch: Any, capfd: Any):
-    content = checkpoint.load(str(models / "protonet/best.pt"), "checkpoint")
-    config = OmegaConf.create(content.pop("config"))
-    config.algo = {"_target_": target, "command": "touch harmed"}
-    content.pop("format")
-    checkpoint.save(Path("changed.pt"), {**content, "config": OmegaConf.to_yaml(config)})
-    assert "algo._target_" in message(monkeypatch, capfd, "evaluate", "checkpoint=changed.pt")
-    assert not Path("harmed").exists()
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpoint(monkeypatch: Any, capfd: Any):
     step = train.train_step
 
@@ -387,24 +334,3 @@ def test_a_disk_that_is_full_ends_a_run_in_a_sentence(monkeypatch: Any, capfd: A
     with full_disk(5_000), pytest.raises(OSError, match="File too large"):
         content = dict.fromkeys(checkpoint.CLASSIFIER.keys() - {"format"}, torch.zeros(10_000))
         checkpoint.save(Path("classifier"), content)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"config": config} for config in (None, "", "[1, 2]", "a: [", "${", "steps: 3")),
-        *({"choices": {}}, {"data": {}}, {"fastest": 7}, {"step": "x"}, {"overrides": None}, {"progress": None}),
-        *({"optimizer": {}}, {"algo": {1: 2}}, {"algo": None}, {"schedule": []}),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_with_other_content_is_refused(change: dict[str, Any], models: Path, monkeypatch: Any, capfd: Any):
-    content = torch.load(models / "protonet/best.pt", weights_only=True)
-    torch.save({**content, **change}, "last.pt")
-    for words in (["evaluate", "checkpoint=last.pt"], ["predict", "checkpoint=last.pt"], ["train", "resume=last.pt"]):
-        assert "last.pt is not a checkpoint of this version of fsl" in message(monkeypatch, capfd, *words)
-
-
-def test_a_device_is_not_read(monkeypatch: Any, capfd: Any):
-    said = message(monkeypatch, capfd, "evaluate", f"checkpoint={os.devnull}")  # /dev/zero would fill the memory if it fails
-    assert said == f"checkpoint = {os.devnull} is a device or a pipe. Name a file that fsl train wrote."

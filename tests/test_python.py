@@ -1,0 +1,82 @@
+"""`fsl_cli.load()` and what follows, from Python."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fsl_cli
+from fsl_cli import loading
+from fsl_cli.classifier import Classifier
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def test_python_names_mistakes_too(models, drawings):
+    source = fsl_cli.load(models / "protonet" / "best.pt")
+    image = "support/oak/0.png"
+    with pytest.raises(ValueError, match="2 images, but 1 labels"):
+        source.adapt([image, image], ["a"])
+    with pytest.raises(ValueError, match="1 class, expected two or more"):
+        source.adapt([image, image], ["a", "a"])
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        source.adapt([__file__, image], ["a", "b"])
+    with pytest.raises(ValueError, match="no such file"):
+        fsl_cli.load("nowhere.pt")
+    classifier = source.adapt([image, image], ["a", "b"])
+    for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
+            classifier(one)  # pyright: ignore[reportArgumentType]
+    for wrong in ("auto", 5, -0.1, True, float("nan")):
+        with pytest.raises(ValueError, match=f"^reject_below = {wrong}, but it must be a probability from 0 to 1, or None; what"):
+            classifier([image], reject_below=wrong)  # pyright: ignore[reportArgumentType]
+    assert classifier([image], reject_below=1)[0].label == "unknown"
+    assert classifier([image], reject_below=cast(float, np.float32(0)))[0].label != "unknown"
+    for none in ([], iter(())):
+        with pytest.raises(ValueError, match="There are no images, expected a list of one or more"):
+            classifier(none)
+
+
+def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
+    classifier = fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png", "support/birch/0.png"], ["a", "b"])
+    grey = np.asarray(Image.open("support/oak/1.png"))
+    colour = np.stack([grey] * 3, -1)
+    flat, *others = classifier([grey, grey[..., None], colour, np.stack([grey])[0], grey / 255])
+    assert all(other == flat for other in others)
+    assert classifier(np.stack([grey, grey])) == [flat, flat]
+    for found, shown in {
+        "channels first": (colour.transpose(2, 0, 1), r"ndarray uint8 \[3, 28, 28\]"),
+        "floats": (colour / 255, r"ndarray float64 \[28, 28, 3\]"),
+        "integers": (grey.astype(np.int64), r"ndarray int64 \[28, 28\]"),
+        "empty": (grey[:0], r"ndarray uint8 \[0, 28\]"),
+        "a row": (grey[0], r"ndarray uint8 \[28\]"),
+        "a tensor": (torch.from_numpy(grey.copy()), r"Tensor torch\.uint8 \[28, 28\]"),
+        "nothing": (None, "None"),
+        "bytes": (b"PNG", "b'PNG'"),
+    }.values():
+        with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array uint8"):
+            classifier([grey, found])
+
+
+def test_python_works_inside_a_hydra_program(models, drawings):
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_module("fsl_cli.configs", version_base="1.3"):
+        mine = GlobalHydra.instance().hydra
+        assert isinstance(fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab"), Classifier)
+        assert GlobalHydra.instance().hydra is mine
+        assert compose("train", overrides=["out=x"]).steps > 0
+
+
+def test_the_package_imports_nothing_slow_until_it_is_used():
+    script = "import sys, fsl_cli, fsl_cli.cli; assert not {'torch', 'hydra', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert fsl_cli.load is loading.load
+    with pytest.raises(AttributeError):
+        fsl_cli.nothing  # noqa: B018 # pyright: ignore
