@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -148,6 +149,16 @@ def fastest(content: dict[str, Any] | None, device: torch.device) -> Choice | No
     if content is None or OmegaConf.create(content["config"]).device.name != device.type:
         return None
     return content["fastest"]
+
+
+def groups(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The config groups that a checkpoint was trained with, as options for Hydra."""
+    config = OmegaConf.create(content["config"])
+    if "shot" in config.algo:
+        config.algo.shot = config.algo.shot  # a number, where it referred to the task: layers that fit it read other shots too
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {name: plain[name] or {} for name in names}
 
 
 def load_network(algo: Algorithm, content: dict[str, Any], key: str) -> None:

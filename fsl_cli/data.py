@@ -101,6 +101,9 @@ def show(data: Packed, cfg: DictConfig) -> str:
     what and where.
     """
     task = cfg.task
+    filled = [split for split in SPLITS if len(data.splits[split]) > 0]
+    if cfg.split not in filled:
+        raise ValueError(f"split = {cfg.split!r}, but {data.name} has classes in {', '.join(filled)}. Choose split={filled[0]}.")
     classes = data.classes(cfg.split)
     sampler = EpisodeSampler(classes, task.way, task.shot, task.queries, 1, cfg.seed, EVALUATION[cfg.split])
     indices = sampler.fixed(cfg.episode, cfg.episode + 1)

@@ -41,14 +41,14 @@ def prepare(overrides: list[str]) -> list[str]:
     """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
     words = typed(overrides)
     asked = bool({"--help", "-h", "--hydra-help"} & set(overrides))
-    config: Any = {group: {} for group in TRAINED}
+    groups: dict[str, Any] = {group: {} for group in TRAINED}
     names, stay = dict.fromkeys((*TRAINED, "seed"), "trained"), []
     if words.get("checkpoint", "null") != "null":
         content = checkpoint.load(words["checkpoint"], "checkpoint")
-        config, names = OmegaConf.to_container(OmegaConf.create(content["config"])), content["choices"]
+        groups, names = checkpoint.groups(content, TRAINED), content["choices"]
         # A data set may choose a model and a task; here those of the training stay unless others are typed.
         stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
-        stay += [f"episodes={config['episodes']}"] if "episodes" not in words else []
+        stay += [f"episodes={OmegaConf.create(content['config']).episodes}"] if "episodes" not in words else []
     elif {"model", "dataset"} <= set(words):
         names = UNTRAINED | {name: words[name] for name in TRAINED if name in words}
         stay = [f"{group}={UNTRAINED[group]}" for group in ("algo", "task") if group not in words]
@@ -58,7 +58,7 @@ def prepare(overrides: list[str]) -> list[str]:
             "with weights, and a data set: fsl evaluate model=efficientnet_lite0 dataset=caltech101."
         )
     ConfigStore.instance().store(name="trained", node={name: names[name] for name in (*TRAINED, "seed")})
-    offer({group: config[group] for group in TRAINED})
+    offer(groups)
     return [*stay, *overrides]
 
 

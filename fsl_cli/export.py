@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -90,7 +91,9 @@ def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor
     """Writes the classifier by `torch.export`; returns what the written file answers."""
     dynamic = ({0: torch.export.Dim("images")},)
     program = torch.export.export(Standalone(classifier).eval(), (probe(classifier, 2),), dynamic_shapes=dynamic)
-    torch.export.save(program, path, extra_files={"classes.json": json.dumps(classifier.names)})
+    written = io.BytesIO()  # to a file, torch gives the errors of a full disk as its own
+    torch.export.save(program, written, extra_files={"classes.json": json.dumps(classifier.names)})
+    path.write_bytes(written.getvalue())
     return torch.export.load(path).module()
 
 

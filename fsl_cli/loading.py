@@ -47,9 +47,7 @@ def prepare(overrides: list[str]) -> list[str]:
                 f"{key} = {words[key]}, but the classifier has learned its classes, and how sure to be, with what it has. Leave "
                 f"{key} out, or run fsl adapt again."
             )
-    config = OmegaConf.to_container(OmegaConf.create(checkpoint.load(words[keys[0]], keys[0])["config"]))
-    assert isinstance(config, dict)
-    offer({group: config[group] or {} for group in TRAINED})
+    offer(checkpoint.groups(checkpoint.load(words[keys[0]], keys[0]), TRAINED))
     return [*(f"{group}=trained" for group in TRAINED if group not in words), *overrides]
 
 

@@ -127,9 +127,15 @@ def table(answers: Answers, column: str) -> list[str]:
                 f"{name} ({100 * chance:.1f} %)",
             )
         )
+    rows = [tuple(map(_printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines + ([f"... and {len(answers) - SHOWN} more"] if len(answers) > SHOWN else [])
+
+
+def _printable(word: str) -> str:
+    """A name may hold a line break, which would end its row."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in word)
 
 
 def write(folder: Path, answers: Answers, column: str, summary: dict[str, Any]) -> None:

@@ -57,6 +57,14 @@ def test_show_draws_an_episode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     assert said == "out = pictures/episode.png is there already. Choose another name, or remove it."
 
 
+def test_show_names_a_split_that_has_classes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    write_folder(Path("own"), images(["n01", "n02", "n03"]))
+    words = ["dataset=image_folder", "dataset.root=own", "dataset.test_only=true", "task.way=3", "task.queries=1"]
+    said = message(monkeypatch, capfd, "data", "show", *words)
+    assert said == "split = 'train', but image_folder has classes in test. Choose split=test."
+    assert fsl(monkeypatch, "data", "show", *words, "split=test") == 0
+
+
 def test_show_names_its_picture_itself(monkeypatch: pytest.MonkeyPatch):
     assert fsl(monkeypatch, "data", "show", *STROKES) == 0
     (found,) = Path("runs/data").iterdir()
@@ -68,7 +76,7 @@ def test_show_names_its_picture_itself(monkeypatch: pytest.MonkeyPatch):
     [
         ([], "fsl data needs one of two words next: fsl data prepare dataset=NAME"),
         (["dataset=strokes"], "fsl data needs one of two words next"),
-        (["show", *STROKES, "split=all"], "split = 'all', but strokes has train, val, test"),
+        (["show", *STROKES, "split=all"], "split = 'all', but strokes has classes in train, val, test. Choose"),
         (["show", *STROKES, "episode=-1"], "episode = -1"),
         (["prepare", "dataset=image_folder"], "dataset.root has no value"),
         (["prepare", "dataset=mini_imagenet", "data_dir=."], "has no mini*mage[nN]et*"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, fsl, message
+from conftest import CLASSES, fsl, full_disk, message
 
 import fsl_cli
 
@@ -77,3 +77,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(monkeypatch, 
     for words in (["export", "classifier=none"], ["adapt", "support=none"]):
         said = message(monkeypatch, capfd, *words, "output=/proc/x.pt2")
         assert said.startswith("output = /proc/x.pt2 cannot be written (/proc/x.pt2: ")
+
+
+def test_a_full_disk_ends_an_export_in_a_sentence(models, drawings, monkeypatch, capfd):
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    with full_disk(10_000):
+        said = message(monkeypatch, capfd, "export", "classifier=kept", "out=run", code=1)
+    assert said.startswith("File too large. If it is where the run writes, choose another folder")
+    assert not list(Path().glob("*kept.pt2"))

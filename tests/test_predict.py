@@ -291,6 +291,13 @@ def test_links_to_what_holds_a_folder_are_not_followed(models, drawings, monkeyp
     assert [row["file"] for row in rows("run")] == sorted(file for files in drawings.values() for file in files)
 
 
+def test_a_line_break_in_a_name_ends_no_row_of_the_table(models, drawings, monkeypatch, capfd):
+    Path("query/0 0.bmp").rename("query/0\n0.bmp")
+    assert fsl(monkeypatch, *PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run") == 0
+    assert "query/0\\n0.bmp" in capfd.readouterr().out
+    assert "query/0\n0.bmp" in probabilities("run")
+
+
 def test_files_with_names_that_are_no_text_are_named_and_skipped(models, drawings, monkeypatch, capfd):
     for name in (b"query/caf\xe9.bmp", b"query/caf\xe8.bmp"):
         Path(os.fsdecode(name)).write_bytes(Path("query/0 0.bmp").read_bytes())

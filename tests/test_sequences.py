@@ -1,6 +1,8 @@
 """Networks that read a sequence or keep a memory: the order that they read in, and steps by hand."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,15 @@ def test_snail_reads_support_and_query_as_one_sequence(shot: int):
         for layer in built.layers:
             whole = torch.cat([whole, layer(whole)], dim=1)
         torch.testing.assert_close(built.adapt(support)(queries)[0], built.answer(whole[-1]))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_snail_reads_other_shots_through_the_layers_that_it_has(monkeypatch: pytest.MonkeyPatch):
+    words = ["algo=snail", "~recipe", "steps=2", "device.threads=1", "device.task_chunk=2", "out=run"]
+    assert fsl(monkeypatch, "train", *SMALL, *words) == 0
+    shot = json.loads(Path("run/result.json").read_text())["shot"]
+    assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", f"task.shot={shot + 4}", "out=more") == 0
+    assert json.loads(Path("more/result.json").read_text())["shot"] == shot + 4
 
 
 def metanet() -> MetaNet:
