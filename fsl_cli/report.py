@@ -34,7 +34,8 @@ FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody t
 KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
     ("algo", "dataset", "model", "norm"), str
 )
-COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "behind the first")
+CLASSES = ("optimizer._target_", "schedule._target_")  # algo, model and data set have their names
+COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "std over seeds", "behind the first")
 
 register()
 
@@ -68,6 +69,16 @@ class Row(NamedTuple):
     runs: list[Finished]
     scores: np.ndarray  # [episodes], means over the runs
 
+    @property
+    def means(self) -> list[float]:
+        """Of each run."""
+        return [float(one.scores.mean()) for one in self.runs]
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the means of several runs, as a sample."""
+        return float(np.std(self.means, ddof=1)) if len(self.runs) > 1 else None
+
 
 def prepare(overrides: list[str]) -> list[str]:
     """Nothing is to be looked up."""
@@ -97,7 +108,9 @@ def run(cfg: DictConfig) -> None:
     with whole(folder / "report.md") as file:
         file.write("\n".join(lines[1:]) + "\n")
     write(folder / "report.csv", tables)
-    log.info(f"\n{len(found)} run{'s are' if len(found) > 1 else ' is'} in {folder / 'report.md'} and report.csv")
+    used = sum(len(row.runs) for table in tables for row in table)
+    left = f"; {len(found) - used} older of the same settings and seed left out" if used < len(found) else ""
+    log.info(f"\n{used} run{'s are' if used > 1 else ' is'} in {folder / 'report.md'} and report.csv{left}")
 
 
 def collected(place: Path) -> Iterator[Finished]:
@@ -132,13 +145,14 @@ def settings(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         adapts = {key: value for key, value in known.items() if key.startswith("algo.")}
         path = Path(result["checkpoint"])
         known = (read(path.parent) if (path.parent / "config.yaml").exists() else {CHECKPOINT: str(path)}) | adapts
-    return known
+    return known | {"device.precision": result.get("precision")}
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The settings of a run folder, by key, without those of FREE."""
     known = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    return {key: value for key, value in known.items() if key not in FREE and not key.startswith("device.") and "._" not in key}
+    own = {key: value for key, value in known.items() if key in CLASSES or (key not in FREE and "._" not in key)}
+    return {key: value for key, value in own.items() if not key.startswith("device.")}
 
 
 def tested(result: dict[str, Any]) -> dict[str, Any]:
@@ -169,9 +183,10 @@ def title(table: list[Row], tables: list[list[Row]]) -> str:
     others = [tested(other) for other in tests if other["dataset"] == first["dataset"]]
     options = [f"{key}={value}" for key, value in tested(first).items() if any(other.get(key) != value for other in others)]
     task = f"{first['way']}-way {first['shot']}-shot" if "accuracy" in first else f"{first['shot']}-shot"
+    queries = f"{first['queries']} queries{' a class' if 'accuracy' in first else ''}"
     return (
         f"{' '.join([first['dataset'], *options])}, {first['split']}, {task}: {first['episodes']} episodes of seed "
-        f"{first['episode_seed']}, {first['queries']} queries{' a class' if 'accuracy' in first else ''}"
+        f"{first['episode_seed']}, {queries}; ± is the 95 % interval over episodes"
     )
 
 
@@ -185,18 +200,23 @@ def cells(row: Row, table: list[Row]) -> dict[str, str]:
     if len({own.get(key) for key in FOLLOWS}) == 1:
         differing = [key for key in differing if key != FOLLOWS[0]]
     by = [] if result["trained_by"] in (None, result["algo"]) else [f"trained by {result['trained_by']}"]
-    singles = [one.scores.mean() for one in row.runs]
     first = "" if row is table[0] else measure.text(*interval(torch.from_numpy(row.scores - table[0].scores)))
     return {
         "algo": result["algo"],
         "model": result["model"],
         "norm": result["norm"] if "accuracy" in result else "-",
-        "settings": ", ".join([*by, *(f"{key}={json.dumps(own[key])}" for key in differing)]),
+        "settings": ", ".join([*by, *(setting(key, own[key]) for key in differing)]),
         "seeds": ", ".join(str(one.result["train_seed"]) for one in row.runs if one.result["train_seed"] is not None),
         "score": measure.text(*interval(torch.from_numpy(row.scores))),
-        "over seeds": f"{measure.text(min(singles))} to {measure.text(max(singles))}" if len(singles) > 1 else "",
+        "over seeds": f"{measure.text(min(row.means))} to {measure.text(max(row.means))}" if len(row.runs) > 1 else "",
+        "std over seeds": measure.text(row.spread) if row.spread is not None else "",
         "behind the first": first,
     }
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting as it is shown: a class by its name alone."""
+    return f"{key.partition('.')[0]}={str(value).rpartition('.')[2]}" if key in CLASSES else f"{key}={json.dumps(value)}"
 
 
 def markdown(table: list[Row]) -> list[str]:
@@ -213,11 +233,13 @@ def write(path: Path, tables: list[list[Row]]) -> None:
     """Writes a line for every row of every table."""
     with whole(path, newline="") as file:
         lines = csv.writer(file)
-        lines.writerow([*TEST, *METHOD, "settings", "train_seeds", "measure", "mean", "ci95", "behind", "behind_ci95"])
+        lines.writerow([*TEST, *METHOD, "settings", "train_seeds", "measure", "mean", "ci95", "seed_means",
+                        "std_over_seeds", "behind", "behind_ci95"])  # fmt: skip
         for table in tables:
             for row in table:
                 result, shown = row.runs[0].result, cells(row, table)
                 behind = interval(torch.from_numpy(row.scores - table[0].scores))
                 values = [json.dumps(result[key]) if isinstance(result[key], dict) else result[key] for key in (*TEST, *METHOD)]
                 score = interval(torch.from_numpy(row.scores))
-                lines.writerow([*values, shown["settings"], shown["seeds"], row.runs[0].measure.name, *score, *behind])
+                seeds = (", ".join(str(mean) for mean in row.means), row.spread)
+                lines.writerow([*values, shown["settings"], shown["seeds"], row.runs[0].measure.name, *score, *seeds, *behind])

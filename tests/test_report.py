@@ -21,7 +21,7 @@ def finished(folder: str, scores: list[float], options: dict[str, Any] | None = 
         "norm": "running", "inner_steps": None, "episode_seed": 0, "algo": "protonet", "dataset": "strokes", "model": "conv4",
         "dataset_options": options or {"size": 28}, "trained_by": "protonet", "train_seed": 0, "train_on_val": False,
     }  # fmt: skip
-    settings = {key: changes.pop(key) for key in list(changes) if key not in {*result, "checkpoint"}}
+    settings = {key: changes.pop(key) for key in list(changes) if key not in {*result, "checkpoint", "precision"}}
     path = Path("runs", folder)
     path.mkdir(parents=True)
     (path / "result.json").write_text(json.dumps({**result, **changes}))
@@ -68,6 +68,32 @@ def test_what_rows_differ_by_is_named_and_the_newest_of_a_seed_counts(monkeypatc
     assert [row["settings"] for row in rows] == ["lr=0.2", "lr=0.1"]
     assert [float(row["mean"]) for row in rows] == pytest.approx([0.85, 0.6])
     assert "| lr=0.1   | 0     | 60.00 ± 19.60 % | -25.00 ± 9.80 %  |" in capfd.readouterr().out
+
+
+def test_other_optimizers_and_precisions_are_other_methods(monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    adam = {"_target_": "torch.optim.Adam", "lr": 0.1}
+    finished("a", [0.5, 0.7], optimizer=adam, precision="fp32")
+    finished("b", [0.6, 0.8], optimizer=adam | {"_target_": "torch.optim.AdamW"}, precision="fp32")
+    finished("c", [0.7, 0.9], optimizer=adam, precision="bf16")
+    assert [row["settings"] for row in reported(monkeypatch)] == [
+        'optimizer=Adam, device.precision="bf16"',
+        'optimizer=AdamW, device.precision="fp32"',
+        'optimizer=Adam, device.precision="fp32"',
+    ]
+    assert "3 runs are in" in capfd.readouterr().out
+
+
+def test_the_spread_of_the_seeds_is_given_and_older_runs_are_counted(monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    for name, seed, score in (("a", 0, 0.5), ("b", 1, 0.6), ("c", 2, 0.7), ("d", 2, 0.7)):
+        finished(name, [score, score], train_seed=seed)
+    os.utime("runs/c/result.json", (10**9, 10**9))
+    (row,) = reported(monkeypatch)
+    means = dict(zip(row["train_seeds"].split(", "), map(float, row["seed_means"].split(", ")), strict=True))
+    assert means == pytest.approx({"0": 0.5, "1": 0.6, "2": 0.7})
+    assert float(row["std_over_seeds"]) == pytest.approx(0.1)
+    said = capfd.readouterr().out
+    assert "50.00 % to 70.00 % | 10.00 %" in said
+    assert "3 runs are in report/report.md and report.csv; 1 older of the same settings and seed left out" in said
 
 
 def test_settings_that_follow_from_others_are_not_named(monkeypatch: pytest.MonkeyPatch):
