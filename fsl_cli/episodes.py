@@ -174,7 +174,9 @@ class EpisodeSampler:
     def _task(self, rng: np.random.Generator, hard: Hard | None) -> tuple[np.ndarray, int]:
         """Class numbers `[tasks, way]` and the shot of a step."""
         way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
-        chosen = _distinct(rng.random((self.tasks, len(self.classes)), dtype=np.float32), way)
+        keys = rng.random((self.tasks, len(self.classes)), dtype=np.float32)
+        # Multiples of 2^-24, of which some are equal, and numpy orders those otherwise on other CPUs.
+        chosen = _distinct(keys + np.arange(len(self.classes)) * 2.0**-50, way)
         if hard is not None and len(hard.classes) >= way:
             chosen[: hard.tasks] = hard.classes[_distinct(rng.random((hard.tasks, len(hard.classes))), way)]
         return chosen, shot

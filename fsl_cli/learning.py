@@ -6,6 +6,7 @@ from typing import Any
 
 from fsl_cli import folders
 from fsl_cli.classifier import Classifier, Trained
+from fsl_cli.datasets.archives import writable
 from fsl_cli.datasets.texts import read_labelled
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,10 @@ def adapted(trained: Trained, support: str | None, reader: folders.Reader) -> Cl
     labels = [file.name for file, keep in zip(files, kept, strict=True) if keep]
     lost = sorted({file.name for file in files} - set(labels))
     if lost:
+        first = next(file.path for file in files if file.name == lost[0])
         raise ValueError(
             f"support: none of the images in class folder {Path(support) / lost[0]} can be read "
-            f"({next(iter(reader.skipped.values()))}). Put one in that can, or remove the folder."
+            f"({reader.skipped[writable(first)]}). Put one in that can, or remove the folder."
         )
     return trained.learn(items, labels)
 

@@ -117,3 +117,14 @@ def test_way_and_shot_may_be_drawn_from_a_range_every_step():
 def test_a_range_that_is_none_is_refused(value):
     with pytest.raises(ValueError, match=r"task.train_way = .*\[5,20\]"):
         EpisodeSampler(classes([12] * 30), value, 1, 3, 2, 0, 0, prefix="task.train_")
+
+
+def test_equal_keys_are_ordered_by_their_place():
+    drawn = EpisodeSampler(classes([20] * 5000), way=20, shot=1, queries=1, tasks=1, seed=0, stream=0)
+    tied = 0
+    for step in range(300):
+        keys = np.random.Generator(np.random.PCG64(np.random.SeedSequence((0, 0, step)))).random(5000, dtype=np.float32)
+        expected = np.argsort(keys, kind="stable")[:20]
+        tied += len(np.unique(keys[expected])) < 20 or keys[expected[-1]] == np.sort(keys)[20]
+        assert np.array_equal(drawn.classes_of(step)[0], expected)
+    assert tied > 0

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from support_files import FILES, LISTS, images, picture, write_folder
 
-from fsl_cli.datasets.class_splits import from_file
+from fsl_cli.datasets.class_splits import by_hash, from_file
 from fsl_cli.datasets.image_folder import ImageFolder
 from fsl_cli.datasets.images import open_image, to_item
 from fsl_cli.datasets.packed import SPLITS, Packed
@@ -70,6 +71,43 @@ def test_folders_called_as_splits_that_are_not_the_three_are_refused(tmp_path, f
     write_folder(tmp_path / "own", blank(*(f"{folder}/{name}" for folder in folders for name in ("a", "b"))))
     said = refused(tmp_path / "own")
     assert f"has the folders {', '.join(folders)}, expected train, val, test with other classes in each" in said
+
+
+def test_what_stands_beside_the_three_folders_is_refused(tmp_path):
+    split = blank("train/a", "train/b", "val/c", "test/d")
+    write_folder(tmp_path / "own", split | blank("unlabelled"))
+    assert "has the folders test, train, unlabelled, val, expected train, val, test" in refused(tmp_path / "own")
+    write_folder(tmp_path / "sheet", split | {"train/contact sheet.png": picture(0, "PNG")})
+    assert "has images of no class straight in train. Move them" in refused(tmp_path / "sheet")
+
+
+def test_the_three_folders_may_have_capital_letters(tmp_path):
+    write_folder(tmp_path / "own", blank("Train/a", "VAL/b", "Test/c"))
+    assert members(own(tmp_path / "own")) == {"train": {"Train/a"}, "val": {"VAL/b"}, "test": {"Test/c"}}
+    write_folder(tmp_path / "same", blank("Train/a", "Val/a", "Test/a"))
+    assert "has class 'a' in " in refused(tmp_path / "same")
+
+
+def test_accents_are_spelt_in_two_ways(tmp_path):
+    names = ["Café", "Élan", "Zoë", "naïve", "über", "señor"]
+    apart, joined = ([unicodedata.normalize(form, name) for name in names] for form in ("NFD", "NFC"))
+    assert apart != joined
+    first, second = by_hash(apart, [0.4, 0.3, 0.3]), by_hash(joined, [0.4, 0.3, 0.3])
+    assert all(np.array_equal(first[split], second[split]) for split in SPLITS)
+    lists = {"train": joined[:2], "val": apart[2:4], "test": joined[4:]}
+    (tmp_path / "lists.json").write_text("\ufeff" + json.dumps(lists), encoding="utf-8")
+    for found in (from_file(apart, tmp_path / "lists.json", "class"), from_file(joined, tmp_path / "lists.json", "class")):
+        assert {split: numbers.tolist() for split, numbers in found.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
+
+
+def test_two_folders_of_equal_names_sizes_and_times_are_two(tmp_path):
+    for name, value in (("one", 10), ("two", 200)):
+        for where in ("a", "b"):
+            (tmp_path / name / where).mkdir(parents=True)
+            file = tmp_path / name / where / "0.ppm"
+            Image.new("RGB", (8, 8), (value, value, value)).save(file)
+            os.utime(file, (10**9, 10**9))
+    assert [own(tmp_path / name).items.max() for name in ("one", "two")] == [10, 200]
 
 
 def test_a_single_folder_called_as_a_split_holds_the_classes(tmp_path):

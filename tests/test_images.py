@@ -43,6 +43,26 @@ def test_every_mode_becomes_grey_or_colour(mode: str, tmp_path: Path):
         assert np.abs(np.asarray(found.convert("L")).astype(int) - np.asarray(RAMP)).max() <= (1 if wide else 6)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_pixel_that_is_no_number_spoils_no_other(odd: float, tmp_path: Path):
+    values = np.linspace(0, 200, 100, dtype=np.float32).reshape(10, 10)
+    whole = saved(tmp_path / "a.tif", Image.fromarray(values))
+    values[0, 0] = odd
+    found = saved(tmp_path / "b.tif", Image.fromarray(values))
+    assert np.array_equal(np.asarray(found)[1:], np.asarray(whole)[1:]) and np.asarray(found).max() == 200
+
+
+def test_large_pictures_are_read_and_huge_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with warnings.catch_warnings(record=True) as warned:
+        assert open_image(tmp_path / "a.png").size == (20, 20)
+    assert not warned
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"it has more than 0 megapixels: scale it down"):
+        open_image(tmp_path / "a.png")
+
+
 def test_what_is_transparent_is_white(tmp_path: Path):
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     clear.putpixel((0, 0), (0, 0, 0, 255))

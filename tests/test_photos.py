@@ -247,3 +247,10 @@ def test_the_real_mini_imagenet_is_packed_whole(data_dir, tmp_path, source, numb
     found = Photos(name="mini_imagenet", home="", **given).load()
     assert found.items.shape[1:] == (3, 84, 84) and [len(found.classes(split)) for split in SPLITS] == [64, 16, 20]
     assert set(found.counts[found.splits["test"]]) == {600}
+
+
+def test_the_number_of_images_is_read_anew(data: Path):
+    labels = ["filename,label", *(f"{c}{k:02d}.png,{c}" for names in LISTS.values() for c in names for k in range(2))]
+    write_folder(data, within("toy", FILES) | {"toy/chosen.csv": "\n".join(labels).encode()})
+    for number, expected in ((None, 12), (8, 8), (None, 12)):
+        assert load(data, number).counts.sum() == expected

@@ -14,6 +14,7 @@ from fsl_cli.datasets.texts import read_labelled, read_texts
         ("a.csv", "\ufefftext,label\r\nwhere  is my card,card\r\n\r\nhello,greeting\r\n"),
         ("a.csv", 'Category,id,Text\ncard,1,"where is my\ncard"\ngreeting,2,hello\n'),
         ("a.csv", '" TEXT ",Intent\nwhere is my card,card\nhello,greeting\n'),
+        ("a.csv", 'text, label\n"where is my card", "card"\nhello, greeting\n'),
         ("a.tsv", "text\tintent\nwhere is my card\tcard\nhello\tgreeting\n"),
     ],
 )
@@ -28,6 +29,8 @@ def test_tables_of_several_forms_are_read(name: str, content: str, tmp_path: Pat
         (b"", "is empty"),
         (b"where, is my card,card\nhello,greeting", "line 1: 3 columns, expected two"),
         (b"hello;greeting\nbye;parting", "line 1: 1 columns, expected two, text,label, parted by a comma"),
+        (b"hello, there;greeting\nbye, then;parting", "semicolons do not part columns, and stand in the last one of every line"),
+        (b'text;label\n"hello, there";greeting', "part columns by commas"),
         (b"text,label\nhello,greeting\nonly", "line 3: 1 columns"),
         (b"text,name\nhello,greeting", "has the columns text, name, expected text and one of label"),
         (b"sentence,intent\nwhere is my card,card\nhello,greeting", "has the columns sentence, intent, expected text and label"),
@@ -67,6 +70,7 @@ def test_questions_are_lines_or_a_column(tmp_path: Path):
     for content, words in {
         "\n": "is empty",
         "a,b\n": "several columns",
+        "text;x\na;1\n": "semicolons do not part columns",
         "n,text\n1,one\n2,\n3,three\n": "d.csv, line 3: the text is empty. Fill it in, or remove the line",
         "question\none\ntwo\n": "has the columns question, expected text. Call",
         "n,Utterance\n1,one\n": "has the columns n, Utterance, expected text",

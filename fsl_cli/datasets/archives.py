@@ -67,6 +67,7 @@ def listing(folder: Path) -> list[str]:
             inner.clear()
             continue
         seen.add(real)
+        inner.sort()  # of two links to one folder the first counts, in any file system
         below = Path(place).relative_to(folder)
         names += [(below / name).as_posix() for name in files]
     return sorted(names)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -38,13 +39,13 @@ def only_test(classes: int) -> Splits:
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Refuses fractions of the classes for train, val and test that are not three, or do not sum to 1."""
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ValueError(f"dataset.fractions = {fractions}, expected three that sum to 1: train, val, test. Use [0.6,0.2,0.2].")
 
 
 def by_hash(names: Sequence[str], fractions: Sequence[float]) -> Splits:
     """The splits that a hash of each class's name gives, whatever other classes there are."""
-    places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names]
+    places = [int.from_bytes(hashlib.sha256(_spelt(name).encode()).digest()[:8]) / 2**64 for name in names]
     own = np.searchsorted(np.cumsum(fractions[:2]), places, side="right")
     return {split: np.flatnonzero(own == number) for number, split in enumerate(SPLITS)}
 
@@ -52,17 +53,25 @@ def by_hash(names: Sequence[str], fractions: Sequence[float]) -> Splits:
 def from_file(names: Sequence[str], path: Path, place: str) -> Splits:
     """The splits that a user's JSON file of lists gives; `place` is where the names are from, for messages."""
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-        lists = {split: [str(name) for name in lists[split]] for split in SPLITS}  # 7 is the class "7"
+        lists = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not all(isinstance(lists[split], list) for split in SPLITS):
+            raise TypeError("not lists")
+        lists = {split: [_spelt(str(name)) for name in lists[split]] for split in SPLITS}  # 7 is the class "7"
         members = [name for split in SPLITS for name in lists[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'dataset.lists = {path} cannot be used ({error}), expected a JSON file {{"train": [class names], "val": [...], '
             '"test": [...]}.'
         ) from error
+    names = [_spelt(name) for name in names]
     strange = sorted(set(members) - set(names))
     twice = sorted({name for name in members if members.count(name) > 1})
     if strange or twice:
         found = f"{twice[0]!r} twice" if twice else f"{strange[0]!r}, which is no {place}"
         raise ValueError(f"dataset.lists = {path} has {found}, expected every class at most once and by its name there.")
     return by_name(names, lists)
+
+
+def _spelt(name: str) -> str:
+    """A name with its accents as parts of letters: some systems write them apart, and mean the same."""
+    return unicodedata.normalize("NFC", name)

@@ -1,7 +1,7 @@
 """The user's own images: `root/<class>/<image>`.
 
-The classes are split by three folders, `root/train/<class>/<image>` and so on, if there are no others; by a file of lists; or
-by a hash of each class's name, so that a class stays in its split when others come and go.
+The classes are split by three folders, `root/train/<class>/<image>` and so on, if they are there; by a file of lists; or by a
+hash of each class's name, so that a class stays in its split when others come and go.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,12 @@ class ImageFolder(Resized):
     def load(self) -> Packed:
         if not self.folder.is_dir():
             raise ValueError(f"dataset.root = {self.folder} is no folder, expected one with a folder of images for each class.")
-        return self.packed("image_folder", digest(EDITION, archives.fingerprint(self.folder)), self._read, self._splits)
+        return self.packed(
+            "image_folder",
+            digest(EDITION, str(self.folder.resolve()), archives.fingerprint(self.folder)),
+            self._read,
+            self._splits,
+        )
 
     def _read(self) -> Raw:
         tree = trees.survey([self.folder], lambda name: PurePosixPath(name).parent.as_posix())
@@ -60,12 +65,21 @@ class ImageFolder(Resized):
         if self.lists is not None:
             return from_file(names, Path(self.lists).expanduser(), f"folder below {self.root}")
         folders = {name.split("/")[0] for name in names}
-        if len(folders) < 2 or not folders <= set(FOLDERS) or not all("/" in name for name in names):
+        splits = {folder for folder in folders if _split(folder) and any(name.startswith(f"{folder}/") for name in names)}
+        if len(splits) < 2:
             return by_hash(names, self.fractions)
-        if len(folders) > 3 or {FOLDERS[folder] for folder in folders} != set(SPLITS):
+        # Anything else would make classes of the splits, which are trained and tested on alike.
+        if len(folders) != 3 or {_split(folder) for folder in folders} != set(SPLITS):
             raise ValueError(
                 f"dataset.root = {self.folder} has the folders {', '.join(sorted(folders))}, expected {', '.join(SPLITS)} with "
-                "other classes in each. Add what is missing, or put all class folders straight into one folder and name that."
+                "other classes in each, and nothing else. Add what is missing and move the rest elsewhere; or put all class "
+                "folders straight into one folder and name that."
+            )
+        stray = sorted(folders & set(names))
+        if stray:
+            raise ValueError(
+                f"dataset.root = {self.folder} has images of no class straight in {stray[0]}. Move them to a class folder in "
+                "there, or remove them."
             )
         return self._from_folders(names)
 
@@ -78,5 +92,10 @@ class ImageFolder(Resized):
                     f"dataset.root = {self.folder} has class {own!r} in {seen[own]} and in {split}, expected every class in "
                     "one of them: the model is tested on classes it has never seen. Move one of the two."
                 )
-        places = [FOLDERS[name.partition("/")[0]] for name in names]
+        places = [_split(name.partition("/")[0]) for name in names]
         return {split: np.array([c for c, place in enumerate(places) if place == split], dtype=np.int64) for split in SPLITS}
+
+
+def _split(folder: str) -> str | None:
+    """The split that a folder is called after, if any."""
+    return FOLDERS.get(folder.casefold())

@@ -3,6 +3,7 @@
 import io
 import reprlib
 import struct
+import warnings
 import zlib
 from collections.abc import Set
 from contextlib import suppress
@@ -28,7 +29,9 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
-SUFFIXES: Set[str] = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES: Set[str] = {
+    *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+}
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras: Pillow would read a preview at best
 OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pillow may be unable to open
 
@@ -64,7 +67,10 @@ def open_image(path: Path | str, content: bytes | None = None, least: int | None
     if PurePath(path).suffix.lower() in RAW - Image.registered_extensions().keys():
         raise _refusal(path, "a camera's raw file")
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is half as large as is refused is read
+            file = Image.open(path if content is None else io.BytesIO(content))
+        with file:
             if least is not None:
                 file.draft(None, (least, least))
             return plain(file)
@@ -78,6 +84,8 @@ def _refusal(path: Path | str, reason: str) -> ValueError:
 
 def _reason(path: Path | str, error: BaseException) -> str:
     """What is wrong with a file, without its name, which Pillow gives as that of a buffer if it lies in an archive."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels: scale it down"
     if isinstance(error, UnidentifiedImageError):
         return "its content is of no format that Pillow knows here"
     if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
@@ -90,6 +98,8 @@ def plain(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would cut off what is brighter than 255
         values = np.asarray(upright, dtype=np.float64)
+        most = values.max(initial=0, where=np.isfinite(values))
+        values = np.nan_to_num(values, nan=0.0, posinf=most, neginf=0.0)
         upright = Image.fromarray(np.uint8(np.clip(values * _gain(values, upright.mode), 0, 255)))
     if upright.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in upright.info:
         upright = upright.convert("RGBA")

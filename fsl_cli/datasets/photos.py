@@ -43,7 +43,7 @@ class Photos(Resized):
 
     def load(self) -> Packed:
         sources = self._sources()
-        key = digest(EDITION, self.lists, [archives.fingerprint(source) for source in sources])
+        key = digest(EDITION, self.lists, self.images, [archives.fingerprint(source) for source in sources])
         found = self.packed(self.name, key, lambda: self._read(sources), lambda names: by_name(names, self._lists(names)))
         self._verify(dict(zip(found.names, found.counts.tolist(), strict=True)), sources)
         return found

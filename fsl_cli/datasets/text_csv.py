@@ -37,7 +37,7 @@ class TextCsv(Dataset):
     def load(self) -> Packed:
         if not self.file.is_file():
             raise ValueError(f"dataset.file = {self.file}: there is no such file. Name a csv or tsv file of text,label.")
-        key = f"text_csv-{digest(EDITION, archives.fingerprint(self.file))}"
+        key = f"text_csv-{digest(EDITION, str(self.file.resolve()), archives.fingerprint(self.file))}"
         items, names, counts = pack(self.cache_dir, key, self._read)
         return Packed("text_csv", items, names, np.asarray(counts), self._splits(names))
 

@@ -37,7 +37,7 @@ def to_items(texts: Iterable[str]) -> np.ndarray:
     """Texts as items: UTF-8 in numpy's bytes `[n]`, as wide as the longest; every run of white space becomes one space."""
     items = []
     for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.split():
+        if not isinstance(text, str) or not text.split() or not _encodable(text):
             raise ValueError(f"Text {number} is {text!r}, expected a text with at least one word. Mend it or leave it out.")
         items.append(" ".join(text.split()).encode())
         if len(items[-1]) > LONGEST:
@@ -46,6 +46,11 @@ def to_items(texts: Iterable[str]) -> np.ndarray:
                 "beginning alone. Shorten it."
             )
     return np.array(items, dtype=np.bytes_)
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text is one: halves of characters, which Python admits, cannot be written."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def to_texts(items: np.ndarray) -> list[str]:
@@ -79,6 +84,8 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
     else:
         _refuse_headings(path, rows, "text and label")
         columns = (0, 1)
+    if len(rows) > 1 and path.suffix.lower() != ".tsv" and all(len(cells) == 2 and ";" in cells[1] for _, cells in rows):
+        raise ValueError(f"{path}: semicolons do not part columns, and stand in the last one of every line. Part them by commas.")
     sentences = []
     for line, cells in rows:
         if len(cells) <= max(columns) or (len(cells) != 2 and "text" not in names):
@@ -110,6 +117,8 @@ def read_texts(path: Path) -> list[str]:
         names = [cell.lower() for cell in rows[0][1]]
         if "text" not in names:
             _refuse_headings(path, rows, "text")
+            if names[0].startswith("text;"):
+                raise ValueError(f"{path}: semicolons do not part columns. Part them by commas, or leave the texts alone.")
             if any(len(cells) > 1 for _, cells in rows):
                 raise ValueError(
                     f"{path} has several columns, none of which its first line calls text. Call the one of texts so."
@@ -140,11 +149,14 @@ def _refuse_headings(path: Path, rows: list[tuple[int, list[str]]], wanted: str)
 def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
     """The rows of a table that are not empty, each with the number of its last line."""
     text = io.StringIO(_decoded(path, content), newline="")
-    reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True, strict=True)
     try:
         rows = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader if "".join(cells).strip()]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: it is no csv ({error}). Close its quotation marks.") from error
+        raise ValueError(
+            f"{path}, line {reader.line_num}: it is no csv ({error}). Close its quotation marks, and part columns by commas "
+            "(in .tsv by tabs)."
+        ) from error
     if not rows:
         raise ValueError(f"{path} is empty, expected lines of text,label.")
     return rows
