@@ -68,8 +68,9 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
     path = Path(path)
     kind, writer = ("classifier", "fsl adapt") if key == "classifier" else ("checkpoint", "fsl train")
     if path.is_dir():
-        file = "that fsl adapt wrote" if kind == "classifier" else f"in it: {key}={path / 'best.pt'}"
-        raise ValueError(f"{key} = {path} is a folder. Name the file {file}.")
+        inner = kind == "checkpoint" and (path / "best.pt").exists()
+        file = f"the file in it: {key}={path / 'best.pt'}" if inner else f"a file that {writer} wrote"
+        raise ValueError(f"{key} = {path} is a folder. Name {file}.")
     if not path.exists():
         what = "a file" if kind == "classifier" else "a best.pt or last.pt"
         raise ValueError(f"{key} = {path}: there is no such file. Name {what} that {writer} wrote.")

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
+OWN = "FSL_MODULES"  # an environment variable: other modules that configs may name, parted by commas
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
 # Of the layers that algorithms add to a network, and of the episodes that they are made for.
@@ -173,22 +174,23 @@ def locate(target: Any, key: str) -> type:
     """The class called `target`, only if it is defined in a module that configs may name."""
     module, _, name = str(target).rpartition(".")
     refusal = ValueError(
-        f"{key}._target_ = {target!r}, but it must be a class of {', '.join(ALLOWED)}. "
-        "Configs from strangers can name any code; this one was not run."
+        f"{key}._target_ = {target!r}, but it must be a class of {', '.join(ALLOWED)}. Configs from strangers can name any code; "
+        f"this one was not run. If it is yours, allow its module: {OWN}={module or 'MODULE'}."
     )
     if not _allowed(module):
         raise refusal
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{key}._target_ = {target!r}, but there is no such class.") from error
+        raise ValueError(f"{key}._target_ = {target!r}, but there is no such class ({error}).") from error
     if not (isinstance(found, type) and _allowed(found.__module__)):
         raise refusal
     return found
 
 
 def _allowed(module: str) -> bool:
-    return any(module == name or module.startswith(name + ".") for name in ALLOWED)
+    own = [name.strip() for name in os.environ.get(OWN, "").split(",") if name.strip()]
+    return any(module == name or module.startswith(name + ".") for name in (*ALLOWED, *own))
 
 
 def _fits(value: Any, hint: Any) -> bool:

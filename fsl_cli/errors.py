@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl_cli.config import must_be, suggest
+from fsl_cli.config import GROUPS, must_be, suggest
+from fsl_cli.schema import COMMANDS
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
 NO_MEMORY = (
@@ -99,6 +101,8 @@ def _configuration(error: BaseException) -> str:
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file and link.options:
             group, _, name = link.missing_cfg_file.rpartition("/")
+            if task := re.fullmatch(r"(\d+)_?way_?(\d+)_?shot", name) if group == "task" else None:
+                return f"task = {name!r}, but there is no configs/task/{name}.yaml. Write task.way={task[1]} task.shot={task[2]}."
             return f"{group} = {name!r}, but there is no configs/{group}/{name}.yaml.{suggest(name, link.options)}"
     for link in chain:
         key = getattr(link, "full_key", None)
@@ -106,8 +110,13 @@ def _configuration(error: BaseException) -> str:
             reason = str(link.msg or link).splitlines()[0]
             if "not in" in reason:
                 parent = getattr(link, "parent_node", None)
-                known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-                return f"There is no key {key}.{suggest(str(key).rpartition('.')[2], known) if known else ''}"
+                known = [str(name) for name in parent if name != "_target_"] if isinstance(parent, DictConfig) else []
+                group, _, name = str(key).rpartition(".")
+                others = [command.__name__.lower() for command in COMMANDS if key in {field.name for field in fields(command)}]
+                if others:
+                    return f"There is no key {key} here: it is an option of fsl {', '.join(others)}. Leave it out."
+                place = f" in the {group} that is chosen ({group}=NAME chooses another)" if group in GROUPS else ""
+                return f"There is no key {key}{place}.{suggest(name, known) if known else ''}"
             if "not Optional" in reason:
                 return f"{key} = null, but it must have a value. Give it one: {key}=..."
             typed = re.fullmatch(r"Value (.+?) (?:of type '\w+' could not be converted to|is not a valid) (\w+).*", reason)

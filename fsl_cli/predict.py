@@ -77,6 +77,8 @@ def run(cfg: DictConfig) -> None:
 def chosen(classifier: Classifier) -> dict[str, Any]:
     """Logs the probability below which answers are refused, chosen on the support items; returns it for predictions.json."""
     found = classifier.rejection()
+    if not found.threshold:
+        log.info(f"No threshold tells unknown classes from these by their support {classifier.trained.what}: nothing is refused")
     log.info(
         f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps "
         f"{100 * found.kept:.0f} % of {found.known} that were left out, and refuses {100 * found.refused:.0f} % of "

@@ -97,7 +97,8 @@ def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) ->
     if keys and cfg.steps != before:
         raise ValueError(
             f"steps = {cfg.steps}, but the run was started for {before}, and what its steps compute depends on that "
-            f"({', '.join(keys)}). Leave steps out to go on, or start a new run without resume."
+            f"({', '.join(keys)}). Leave steps out to go on, or start a new run from the network of this one: "
+            f"pretrain={Path(cfg.resume).with_name('best.pt') if cfg.resume else 'PATH/best.pt'}."
         )
 
 

@@ -169,9 +169,12 @@ class Report:
     out: str = MISSING
 
 
+COMMANDS = (Train, Evaluate, Report, Data, Predict, Adapt, Export)
+
+
 def register() -> None:
     """Makes the schema known to Hydra, and `${user_cache:}` to OmegaConf."""
     store = ConfigStore.instance()
-    for command in (Train, Evaluate, Report, Data, Predict, Adapt, Export):
+    for command in COMMANDS:
         store.store(name=f"{command.__name__.lower()}_schema", node=command)
     OmegaConf.register_new_resolver("user_cache", lambda: platformdirs.user_cache_dir("fsl"), replace=True)

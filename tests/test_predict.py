@@ -330,7 +330,7 @@ def test_files_of_the_wrong_kind_are_told_apart(models, drawings, monkeypatch, c
         said = message(monkeypatch, capfd, *PREDICT, "classifier=kept", "query=query", word)
         assert f"{word.replace('=', ' = ')}, but the classifier has learned its classes, and how sure to be" in said
     said = message(monkeypatch, capfd, *PREDICT, "classifier=support", "query=query")
-    assert said == "classifier = support is a folder. Name the file that fsl adapt wrote."
+    assert said == "classifier = support is a folder. Name a file that fsl adapt wrote."
     for word in ("adapt", "export"):
         given = ["support=support", f"checkpoint={best}"] if word == "adapt" else ["classifier=kept"]
         said = message(monkeypatch, capfd, word, *given, "output=kept/x.pt2")

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import fsl
+from conftest import fsl, message
 from PIL import Image
 from support_runs import SMALL, result
 
@@ -39,6 +40,9 @@ def test_there_are_commands_to_try():
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "train"], ids=" ".join)
 def test_every_train_command_composes(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     words = [word for word in words if not word.startswith("resume=runs")]
+    if "--config-dir" in words:
+        Path("mine/experiment").mkdir(parents=True)
+        Path("mine/experiment/ours.yaml").write_text("# @package _global_\nsteps: 20\n")
     if "-m" in words:  # --cfg shows one job, so the first of the sweep
         words = [word.split(",")[0] for word in words if word != "-m"]
     assert fsl(monkeypatch, *words, *(() if "--cfg" in words else ("--cfg", "job"))) == 0
@@ -123,14 +127,20 @@ def test_the_sweep_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
     assert sorted(result(f"sweep/{number}")["algo"] for number in range(4)) == ["finetune", "maml", "protonet", "reptile"]
 
 
-def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.fixture
+def nearest() -> tuple[str, str]:
+    """The algorithm of the README and its YAML."""
     source = re.search(r"```python\n(# fsl_cli/algos/.*?)```", README, flags=re.DOTALL)
     yaml = re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     assert source and yaml
+    return source[1], yaml[1]
+
+
+def test_the_algorithm_of_the_readme_trains(nearest: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "algos").mkdir()
     (tmp_path / "configs" / "algo").mkdir(parents=True)
-    (tmp_path / "algos" / "nearest.py").write_text(source[1])
-    (tmp_path / "configs" / "algo" / "nearest.yaml").write_text(yaml[1])
+    (tmp_path / "algos" / "nearest.py").write_text(nearest[0])
+    (tmp_path / "configs" / "algo" / "nearest.yaml").write_text(nearest[1])
     monkeypatch.setattr(algos, "__path__", [*algos.__path__, str(tmp_path / "algos")])
     try:
         words = ["train", "algo=nearest", *SMALL, "steps=30", "eval_every=30", "task.train_way=6", "out=run"]
@@ -139,6 +149,23 @@ def test_the_algorithm_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch, tmp
         sys.modules.pop("fsl_cli.algos.nearest", None)
     assert result("run")["algo"] == "nearest"
     assert result("run")["accuracy"] > 0.25
+
+
+def test_it_trains_outside_of_the_package_if_its_module_is_named(nearest: tuple[str, str], monkeypatch: Any, capfd: Any):
+    Path("mine/algo").mkdir(parents=True)
+    Path("nearest.py").write_text(nearest[0])
+    Path("mine/algo/nearest.yaml").write_text(nearest[1].replace("fsl_cli.algos.nearest.", "nearest."))
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    words = ["train", "--config-dir", "mine", "algo=nearest", *SMALL, "steps=2", "out=run"]
+    said = message(monkeypatch, capfd, *words)
+    assert said.endswith("this one was not run. If it is yours, allow its module: FSL_MODULES=nearest.")
+    assert "nearest" not in sys.modules
+    monkeypatch.setenv("FSL_MODULES", "other, nearest")
+    try:
+        assert fsl(monkeypatch, *words) == 0
+        assert fsl(monkeypatch, "evaluate", "checkpoint=run/best.pt", "episodes=2", "device=cpu", "out=again") == 0
+    finally:
+        sys.modules.pop("nearest", None)
 
 
 def test_the_loop_of_the_readme_trains_and_answers():

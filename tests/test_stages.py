@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,17 @@ def test_every_job_of_a_sweep_has_a_first_stage_of_its_own(monkeypatch: pytest.M
 def test_a_first_stage_that_cannot_be_is_refused(words: list[str], said: str, monkeypatch: Any, capfd: Any):
     assert fsl(monkeypatch, "train", "device=cpu", *words, "out=run") == 2
     assert said in capfd.readouterr().err
+
+
+def test_options_of_the_user_s_own_are_found_when_a_run_goes_on(monkeypatch: pytest.MonkeyPatch):
+    packaged = files("fsl_cli.configs").joinpath("dataset", "strokes.yaml").read_text(encoding="utf-8")
+    Path("own/dataset").mkdir(parents=True)
+    Path("own/dataset/inky.yaml").write_text(packaged.replace("noise: 0.0", "noise: 0.1"))
+    stage = "pretrain_with={steps:4,eval_every:4,algo:{batch:16,head_epochs:3}}"
+    words = ["--config-dir=own", "dataset=inky", "algo=mtl", "pretrain=train", *SMALL, "steps=6", stage, "algo.inner_steps=1"]
+    with stopped(monkeypatch, 5):  # of the second stage
+        assert fsl(monkeypatch, "train", *words, "out=run") == 128 + signal.SIGTERM
+    monkeypatch.chdir(Path("own").resolve())  # the folder is found from elsewhere, too
+    assert fsl(monkeypatch, "train", "resume=../run") == 0
+    assert "noise: 0.1" in Path("../run/config.yaml").read_text()
+    assert "noise: 0.1" in Path("../run/pretrain/config.yaml").read_text()
