@@ -46,29 +46,35 @@ class Told(Exception):  # noqa: N818 - not an error of its own: it carries the e
 
 def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs a job; an error that `explain` knows is logged at once, so that in a sweep every failed job says why."""
+    record = Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
+    before = _size(record)
     try:
         return run(cfg)
     except (ValueError, OSError, RuntimeError, MemoryError, HydraException, OmegaConfBaseException) as error:
         explained = explain(error)
         if explained is None:
             raise
+        if explained[1] == 2 and _size(record) == before:  # refused at once: no part of what is in the folder
+            for handler in log.handlers[:]:
+                if isinstance(handler, logging.FileHandler):
+                    log.removeHandler(handler)
+            _leave_nothing(record)
         log.error(explained[0])
-        if explained[1] == 2:
-            _leave_nothing(Path(HydraConfig.get().runtime.output_dir), explained[0])
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise Told(*explained) from error  # Hydra goes on with the other jobs
         raise SystemExit(explained[1]) from error
 
 
-def _leave_nothing(folder: Path, sentence: str) -> None:
-    """Removes the folder of a run that was refused before it wrote anything but this sentence."""
-    files = list(folder.iterdir())
-    if len(files) == 1 and files[0].name == f"{HydraConfig.get().job.name}.log":
-        lines = files[0].read_text(encoding="utf-8").splitlines()
-        if len(lines) == 1 and lines[0].endswith(sentence):
-            with suppress(OSError):  # a log that is open cannot be removed everywhere
-                files[0].unlink()
-                folder.rmdir()
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _leave_nothing(record: Path) -> None:
+    """Removes the folder of a run that was refused before it wrote anything; `record` is its log."""
+    with suppress(OSError):  # there is no log, one that is open cannot be removed everywhere, or there is more in the folder
+        if not _size(record):
+            record.unlink()
+            record.parent.rmdir()
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

@@ -105,7 +105,15 @@ def test_a_refused_run_leaves_no_folder_unless_something_is_in_it(monkeypatch: A
     for out in ("new", "kept"):
         message(monkeypatch, capfd, "train", *SMALL, "task.way=50", f"out={out}")
     assert not Path("new").exists()
-    assert {file.name for file in Path("kept").iterdir()} == {"notes.txt", "train.log"}
+    assert {file.name for file in Path("kept").iterdir()} == {"notes.txt"}
+
+
+def test_what_is_refused_stands_in_no_log_of_another_run(monkeypatch: Any, capfd: Any):
+    assert trained(monkeypatch, "protonet", "run") == 0
+    record = Path("run/train.log").read_text()
+    for words in (["out=run"], ["resume=run", "steps=30"]):
+        message(monkeypatch, capfd, "train", *SMALL, *words)
+    assert Path("run/train.log").read_text() == record
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
