@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import fsl, message
@@ -149,6 +150,28 @@ def test_the_algorithm_of_the_readme_trains(nearest: tuple[str, str], monkeypatc
         sys.modules.pop("fsl_cli.algos.nearest", None)
     assert result("run")["algo"] == "nearest"
     assert result("run")["accuracy"] > 0.25
+
+
+def test_the_data_set_of_the_readme_is_trained_on(monkeypatch: pytest.MonkeyPatch, cache_dir: str):
+    source = re.search(r"```python\n# fsl_cli/datasets/arrays.py\n(.*?)```", README, flags=re.DOTALL)
+    yaml = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[1]
+    assert source and "fsl_cli.datasets.arrays.Arrays" in yaml
+    Path("mine/dataset").mkdir(parents=True)
+    Path("arrays.py").write_text(source[1])
+    Path("mine/dataset/arrays.yaml").write_text(yaml.replace("fsl_cli.datasets.arrays.", "arrays."))
+    items = Strokes(cache_dir, 1, 1, 24).load().items[40:]
+    order = np.random.default_rng(0).permutation(len(items))
+    np.savez("mine.npz", images=items[order], labels=np.repeat(np.arange(10, 34), 20)[order])  # of each split some
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setenv("FSL_MODULES", "arrays")
+    small = [word for word in SMALL if not word.startswith("dataset.")]
+    words = ["dataset=arrays", "dataset.file=mine.npz", "task.way=2", "task.train_way=5", "steps=30", "eval_every=30", "out=run"]
+    try:
+        assert fsl(monkeypatch, "train", "--config-dir", "mine", *small, *words) == 0
+    finally:
+        sys.modules.pop("arrays", None)
+    assert result("run")["dataset"] == "arrays"
+    assert result("run")["accuracy"] > 0.7
 
 
 def test_it_trains_outside_of_the_package_if_its_module_is_named(nearest: tuple[str, str], monkeypatch: Any, capfd: Any):
