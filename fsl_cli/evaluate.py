@@ -96,7 +96,7 @@ def run(cfg: DictConfig) -> float:
     origin = content["choices"] if content is not None else chosen
     names = {group: origin[group] if chosen[group] == "trained" else chosen[group] for group in TRAINED}
     wall = time.perf_counter() - start
-    result = headline(scores) | protocol(cfg, algo, names, sampler, cfg.split) | source(cfg.checkpoint, content) | {
+    result = headline(scores) | protocol(cfg, algo, names, sampler, data, cfg.split) | source(cfg.checkpoint, content) | {
         "classes_seen": seen,
         "wall_time_s": round(wall, 3),
         "episodes_per_s": round(cfg.episodes / wall, 3),

@@ -156,10 +156,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def tested(result: dict[str, Any]) -> dict[str, Any]:
-    """The options of the data set that a test depends on; augmentation is for training."""
+    """The options of the data set that a test depends on, and what it held; augmentation is for training."""
     options = result["dataset_options"]
     left_out = ("crop", "flip", "jitter") if "crop" in options else ()
-    return {key: value for key, value in options.items() if key not in left_out}
+    return {key: value for key, value in options.items() if key not in left_out} | {"data": result.get("data")}
 
 
 def compared(runs: list[Finished]) -> list[Row]:

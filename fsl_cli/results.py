@@ -13,7 +13,7 @@ from fsl_cli.algos.base import Algorithm
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.metrics import ACCURACY, MSE, Errors, Scores
-from fsl_cli.sources import Sampler
+from fsl_cli.sources import Sampler, contents
 from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
     return both
 
 
-def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: Sampler, split: str) -> dict[str, Any]:
+def protocol(
+    cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: Sampler, data: Packed | Drawn, split: str
+) -> dict[str, Any]:
     """Everything that an accuracy must be read with."""
     options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
     return {
@@ -52,6 +54,7 @@ def protocol(cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: S
         "inner_steps": getattr(algo, "eval_inner_steps", None),
         "episode_seed": sampler.seed,
         **{group: names[group] for group in ("algo", "dataset", "model")},
+        "data": contents(data, split),
         "dataset_options": {k: v for k, v in options.items() if k not in ("_target_", "data_dir", "cache_dir")},
     }
 

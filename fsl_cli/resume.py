@@ -102,6 +102,15 @@ def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) ->
         )
 
 
+def refuse_other_data(content: dict[str, Any], holds: str | None) -> None:
+    """Refuses to go on where the validation classes are not those on which the best checkpoint was chosen so far."""
+    if content["data"].get("contents", holds) != holds:  # earlier versions did not write it
+        raise ValueError(
+            "dataset: its classes or items have changed since the run began, and its best checkpoint was chosen on those of "
+            "before. Put them back to go on, or start a new run without resume."
+        )
+
+
 def refuse_other_test(cfg: DictConfig, folder: Path) -> None:
     """Refuses to test a finished run once more, but on another number of episodes: its result would be lost."""
     path = folder / "result.json"

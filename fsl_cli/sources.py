@@ -1,5 +1,7 @@
 """Where episodes come from: the sampler and the store that go with a data set, be it of items or of functions."""
 
+import hashlib
+import json
 from typing import Any
 
 import torch
@@ -26,6 +28,21 @@ def open_store(data: Packed | Drawn, place: torch.device, budget: float, model: 
         texts = to_texts(data.items)
         return Store(model.encode(texts), place, budget, texts=texts)
     return Store(data.items, place, budget, data.augment)
+
+
+def contents(data: Packed | Drawn, split: str) -> str | None:
+    """A short hash of what a split holds: which classes of how many items, and of texts what they say; None of curves.
+
+    Pixels are left out: other versions of a decoder make others of the same file.
+    """
+    if isinstance(data, Drawn):
+        return None
+    classes = data.classes(split)
+    found = hashlib.blake2b(json.dumps([classes.names, classes.counts.tolist()]).encode(), digest_size=8)
+    if not data.item_shape:
+        for start, count in zip(classes.starts, classes.counts, strict=True):
+            found.update("\n".join(to_texts(data.items[start : start + count])).encode())
+    return found.hexdigest()
 
 
 def open_sampler(

@@ -17,6 +17,7 @@ from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_data, training_sampler
 from fsl_cli.config import check, flat, recipe
 from fsl_cli.datasets.drawn import Drawn
+from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
 from fsl_cli.errors import RunError, told
 from fsl_cli.features import training_store
@@ -26,7 +27,7 @@ from fsl_cli.metrics import headline, interval, summary
 from fsl_cli.pictures import first_episode
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import adaptation_curve, score
-from fsl_cli.sources import AnyStore, Sampler, evaluation_sampler, open_store
+from fsl_cli.sources import AnyStore, Sampler, contents, evaluation_sampler, open_store
 from fsl_cli.state import Run
 from fsl_cli.store import Ahead
 from fsl_cli.tracking import Tracker
@@ -66,7 +67,9 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     budget = device.data_budget(place, cfg.device.memory)
     store = open_store(data, place, budget, state.algo.model)
     sampler = training_sampler(cfg, data, state.algo)
+    holds = contents(data, "val")
     if content is not None:
+        resume.refuse_other_data(content, holds)
         resume.refuse_other_length(cfg, content, *(f"algo.{name}" for name in state.algo.spans))
         state.restore(content)
         if state.done(cfg.steps, cfg.early_stop):
@@ -87,7 +90,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
         "overrides": job.overrides,
-        "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen))},
+        "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen)), "contents": holds},
         "fastest": stepper.fastest,
     }
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
@@ -131,7 +134,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                 if stop and not done:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
-        return finish(state, tracker, store, (validation, test), known, folder, cfg, began)
+        return finish(state, tracker, store, (validation, test), data, known, folder, cfg, began)
 
 
 def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepper, cfg: DictConfig) -> None:
@@ -206,6 +209,7 @@ def finish(
     tracker: Tracker,
     store: AnyStore,
     samplers: tuple[Sampler, ...],
+    data: Packed | Drawn,
     known: dict[str, int],
     folder: Path,
     cfg: DictConfig,
@@ -224,7 +228,7 @@ def finish(
         curve = tested.get("adaptation_curve", [])
     else:
         curve = adaptation_curve(state.algo, store, validation, cfg.val_episodes)
-    result = tested | results.protocol(cfg, state.algo, choices, test, "test") | {
+    result = tested | results.protocol(cfg, state.algo, choices, test, data, "test") | {
         "trained_by": choices["algo"],
         "train_seed": cfg.seed,
         "train_on_val": cfg.train_on_val,

@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import composed, fsl, message
+from conftest import composed, fsl, message, stopped
 from support_files import write_folder, write_zip
 from support_runs import SMALL_TEXT, result, rows, summary, table
 
@@ -294,3 +295,26 @@ def test_the_real_files_are_whole(data_dir: str, tmp_path: Path):
     assert to_texts(clinc.items[:1]) == ["can i make a reservation for redrobin"]
     banking = load("banking77", Path(data_dir), f"cache_dir={tmp_path}", "dataset.fold=5")
     assert (len(banking.items), len(banking.names), banking.counts.min(), banking.counts.max()) == (13_083, 77, 75, 227)
+
+
+def test_runs_on_texts_that_have_changed_are_neither_compared_nor_gone_on_with(monkeypatch: Any, capfd: Any):
+    table("own.csv", 16)
+    data = [
+        "dataset=text_csv",
+        "dataset.file=own.csv",
+        "dataset.fractions=[0.5,0.25,0.25]",
+        *SMALL_TEXT,
+        "steps=4",
+        "eval_every=4",
+    ]
+    for seed in (0, 1):
+        assert fsl(monkeypatch, "train", *data, f"seed={seed}", f"out=runs/{seed}") == 0
+    with stopped(monkeypatch, 2):
+        assert fsl(monkeypatch, "train", *data, "out=half") == 128 + signal.SIGTERM
+    Path("own.csv").write_text(Path("own.csv").read_text().replace("w", "v"))
+    assert fsl(monkeypatch, "train", *data, "seed=2", "out=runs/2") == 0
+    capfd.readouterr()
+    assert fsl(monkeypatch, "report", "out=report") == 0
+    said = capfd.readouterr().out
+    assert said.count("text_csv data=") == 2 and "0, 1" in said
+    assert "dataset: its classes or items have changed since the run began" in message(monkeypatch, capfd, "train", "resume=half")
