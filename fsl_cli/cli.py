@@ -20,7 +20,7 @@ usage: fsl COMMAND [key=value ...]
   predict     recognise your own images          fsl predict support=my_classes/ query=unknown/
   adapt       learn your classes once            fsl adapt support=my_classes/ output=my_classifier
   export      a classifier without fsl           fsl export classifier=my_classifier
-  algos       what algo=NAME can be
+  algos       what algo=NAME can be              fsl algos maml: its options, and what they mean
   datasets    what dataset=NAME can be
   models      what model=NAME can be
 
@@ -53,8 +53,7 @@ def chosen(command: str, *rest: str) -> int:
     elif command in ("-V", "--version"):
         print(version("fsl-cli"))
     elif command in LISTS and rest:
-        print(f"fsl {command} takes no other words, but was given {rest[0]!r}. Leave it out.", file=sys.stderr)
-        return 2
+        return described(command, *rest)
     elif command in LISTS:
         print(listing(LISTS[command]), end="")
     elif command in COMMANDS:
@@ -72,6 +71,23 @@ def listing(group: str) -> str:
     first = {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").splitlines()[0] for entry in entries}
     width = max(map(len, first))
     return "".join(f"{name:<{width}}  {first[name].removeprefix('# ')}\n" for name in sorted(first))
+
+
+def described(command: str, name: str, *rest: str) -> int:
+    """Prints the file of one option of a config group, whose comments say what its keys mean; returns the exit code."""
+    from fsl_cli.config import suggest
+
+    group = LISTS[command]
+    entries = files("fsl_cli.configs").joinpath(group).iterdir()
+    known = [entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")]
+    if rest:
+        print(f"fsl {command} takes one name, but was given {rest[0]!r} too. Leave it out.", file=sys.stderr)
+        return 2
+    if name not in known:
+        print(f"{name!r} is none of {command}.{suggest(name, known)}", file=sys.stderr)
+        return 2
+    print(files("fsl_cli.configs").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8"), end="")
+    return 0
 
 
 def checked(command: str, overrides: list[str]) -> list[str]:

@@ -260,6 +260,7 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
     for words, expected in {
         ("--help",): "usage: fsl COMMAND",
         ("algos",): "maml",
+        ("algos", "reptile"): "inner_batch: 10 # support items a step",
         ("datasets",): "omniglot",
         ("models",): "conv4",
         ("train", "--help"): "algo: anil, boil, ",

@@ -124,7 +124,8 @@ def test_cuda_without_a_device_is_refused(monkeypatch: Any, capfd: Any):
 
 def test_an_unknown_command_is_refused(monkeypatch: Any, capfd: Any):
     assert "There is no command 'trian'" in message(monkeypatch, capfd, "trian")
-    assert "fsl algos takes no other words, but was given 'maml'" in message(monkeypatch, capfd, "algos", "maml")
+    assert message(monkeypatch, capfd, "algos", "mamal") == "'mamal' is none of algos. Did you mean maml?"
+    assert message(monkeypatch, capfd, "models", "mlp", "x") == "fsl models takes one name, but was given 'x' too. Leave it out."
 
 
 def test_flags_of_hydra_may_stand_anywhere(monkeypatch: Any, capfd: Any):
