@@ -8,6 +8,7 @@ import os
 import sys
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 HELP = """fsl: few-shot and meta-learning experiments.
 
@@ -65,28 +66,32 @@ def chosen(command: str, *rest: str) -> int:
     return 0
 
 
+def options(group: str) -> dict[str, Traversable]:
+    """The files of a config group by the names of its options, sorted."""
+    entries = files("fsl_cli.configs").joinpath(group).iterdir()
+    found = {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
+
+
 def listing(group: str) -> str:
-    """A line for each file of a config group: its name and its first comment."""
-    entries = [entry for entry in files("fsl_cli.configs").joinpath(group).iterdir() if entry.name.endswith(".yaml")]
-    first = {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").splitlines()[0] for entry in entries}
+    """A line for each option of a config group: its name and the first comment of its file."""
+    first = {name: entry.read_text(encoding="utf-8").splitlines()[0] for name, entry in options(group).items()}
     width = max(map(len, first))
-    return "".join(f"{name:<{width}}  {first[name].removeprefix('# ')}\n" for name in sorted(first))
+    return "".join(f"{name:<{width}}  {line.removeprefix('# ')}\n" for name, line in first.items())
 
 
 def described(command: str, name: str, *rest: str) -> int:
     """Prints the file of one option of a config group, whose comments say what its keys mean; returns the exit code."""
     from fsl_cli.config import suggest
 
-    group = LISTS[command]
-    entries = files("fsl_cli.configs").joinpath(group).iterdir()
-    known = [entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")]
+    known = options(LISTS[command])
     if rest:
         print(f"fsl {command} takes one name, but was given {rest[0]!r} too. Leave it out.", file=sys.stderr)
         return 2
     if name not in known:
         print(f"{name!r} is none of {command}.{suggest(name, known)}", file=sys.stderr)
         return 2
-    print(files("fsl_cli.configs").joinpath(group, f"{name}.yaml").read_text(encoding="utf-8"), end="")
+    print(known[name].read_text(encoding="utf-8"), end="")
     return 0
 
 
@@ -117,7 +122,7 @@ def checked(command: str, overrides: list[str]) -> list[str]:
             raise ValueError(
                 f"{group} = {value or 'null'}, but one must be chosen: {group}=NAME. fsl {command} --help lists them."
             )
-    known = [file.name.removesuffix(".yaml") for file in files("fsl_cli.configs").joinpath("recipe").iterdir()]
+    known = options("recipe")
     for name in words["recipe"].split(",") if "recipe" in words else ():
         if name in ("", "null"):
             raise ValueError("recipe = null, but a run without its recipe is asked for by ~recipe. Write that.")

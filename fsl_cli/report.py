@@ -34,7 +34,7 @@ FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody t
 KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
     ("algo", "dataset", "model", "norm"), str
 )
-CLASSES = ("optimizer._target_", "schedule._target_")  # algo, model and data set have their names
+TARGETS = ("optimizer._target_", "schedule._target_")  # algo, model and data set have their names
 COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "std over seeds", "behind the first")
 
 register()
@@ -151,7 +151,7 @@ def settings(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """The settings of a run folder, by key, without those of FREE."""
     known = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    own = {key: value for key, value in known.items() if key in CLASSES or (key not in FREE and "._" not in key)}
+    own = {key: value for key, value in known.items() if key in TARGETS or (key not in FREE and "._" not in key)}
     return {key: value for key, value in own.items() if not key.startswith("device.")}
 
 
@@ -216,7 +216,7 @@ def cells(row: Row, table: list[Row]) -> dict[str, str]:
 
 def setting(key: str, value: Any) -> str:
     """A setting as it is shown: a class by its name alone."""
-    return f"{key.partition('.')[0]}={str(value).rpartition('.')[2]}" if key in CLASSES else f"{key}={json.dumps(value)}"
+    return f"{key.partition('.')[0]}={str(value).rpartition('.')[2]}" if key in TARGETS else f"{key}={json.dumps(value)}"
 
 
 def markdown(table: list[Row]) -> list[str]:

@@ -41,7 +41,7 @@ def asked(cfg: DictConfig) -> Job:
     hydra = HydraConfig.get()
     folder = parallel.same(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
-    # Options of the user's own stay findable when the run goes on, from its checkpoint alone.
+    # So that options of the user's own are found when the run goes on from its checkpoint alone.
     own = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
     again = shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"])
     if hydra.mode == RunMode.MULTIRUN:
@@ -139,7 +139,11 @@ def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
     words = [
         *(word for word in job.overrides for key in typed([word]) if key.split(".")[0] in SHARED),
         *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key != "model._target_"),
-        *(f"hydra.searchpath=[file://{word.partition('=')[2]}]" for word in job.overrides if word.startswith("--config-dir=")),
+        *(
+            f"hydra.searchpath=[{json.dumps('file://' + word.partition('=')[2])}]"
+            for word in job.overrides
+            if word.startswith("--config-dir=")
+        ),
     ]
     stage, choices = composed("train", words)
     stage.out, stage.resume = str(folder), "auto"

@@ -84,8 +84,6 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
     else:
         _refuse_headings(path, rows, "text and label")
         columns = (0, 1)
-    if len(rows) > 1 and path.suffix.lower() != ".tsv" and all(len(cells) == 2 and ";" in cells[1] for _, cells in rows):
-        raise ValueError(f"{path}: semicolons do not part columns, and stand in the last one of every line. Part them by commas.")
     sentences = []
     for line, cells in rows:
         if len(cells) <= max(columns) or (len(cells) != 2 and "text" not in names):
@@ -117,8 +115,6 @@ def read_texts(path: Path) -> list[str]:
         names = [cell.lower() for cell in rows[0][1]]
         if "text" not in names:
             _refuse_headings(path, rows, "text")
-            if names[0].startswith("text;"):
-                raise ValueError(f"{path}: semicolons do not part columns. Part them by commas, or leave the texts alone.")
             if any(len(cells) > 1 for _, cells in rows):
                 raise ValueError(
                     f"{path} has several columns, none of which its first line calls text. Call the one of texts so."
@@ -159,6 +155,10 @@ def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
         ) from error
     if not rows:
         raise ValueError(f"{path} is empty, expected lines of text,label.")
+    headed = rows[0][1][0].lower().startswith("text;")
+    parted = all(len(cells) == 2 and ";" in cells[1] for _, cells in rows)  # by the commas in their texts
+    if path.suffix.lower() != ".tsv" and len(rows) > 1 and (headed or parted):
+        raise ValueError(f"{path}: semicolons do not part columns, and stand in the last one of every line. Part them by commas.")
     return rows
 
 
