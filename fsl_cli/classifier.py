@@ -218,6 +218,7 @@ class Classifier:
             "temperature": self.temperature,
             "norm": self.trained.algo.norm,
         }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(Path(path), {**self.trained.origin, "algo": self.trained.algo.state_dict(), "classifier": learned})
 
 

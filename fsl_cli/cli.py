@@ -6,9 +6,11 @@ import itertools
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+
+from fsl_cli import choices
+from fsl_cli.choices import LISTS
 
 HELP = """fsl: few-shot and meta-learning experiments.
 
@@ -31,7 +33,6 @@ COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
 # Of Hydra, which wants them first or last: here they may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
-LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
 
 
 def main() -> None:
@@ -54,44 +55,15 @@ def chosen(command: str, *rest: str) -> int:
     elif command in ("-V", "--version"):
         print(version("fsl-cli"))
     elif command in LISTS and rest:
-        return described(command, *rest)
+        return choices.described(command, *rest)
     elif command in LISTS:
-        print(listing(LISTS[command]), end="")
+        print(choices.listing(LISTS[command]), end="")
     elif command in COMMANDS:
         return run(command, [*rest])
     else:
         known = ", ".join((*COMMANDS, *LISTS))
         print(f"There is no command {command!r}. The commands are {known}; fsl --help says more.", file=sys.stderr)
         return 2
-    return 0
-
-
-def options(group: str) -> dict[str, Traversable]:
-    """The files of a config group by the names of its options, sorted."""
-    entries = files("fsl_cli.configs").joinpath(group).iterdir()
-    found = {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.endswith(".yaml")}
-    return dict(sorted(found.items()))
-
-
-def listing(group: str) -> str:
-    """A line for each option of a config group: its name and the first comment of its file."""
-    first = {name: entry.read_text(encoding="utf-8").splitlines()[0] for name, entry in options(group).items()}
-    width = max(map(len, first))
-    return "".join(f"{name:<{width}}  {line.removeprefix('# ')}\n" for name, line in first.items())
-
-
-def described(command: str, name: str, *rest: str) -> int:
-    """Prints the file of one option of a config group, whose comments say what its keys mean; returns the exit code."""
-    from fsl_cli.config import suggest
-
-    known = options(LISTS[command])
-    if rest:
-        print(f"fsl {command} takes one name, but was given {rest[0]!r} too. Leave it out.", file=sys.stderr)
-        return 2
-    if name not in known:
-        print(f"{name!r} is none of {command}.{suggest(name, known)}", file=sys.stderr)
-        return 2
-    print(known[name].read_text(encoding="utf-8"), end="")
     return 0
 
 
@@ -122,7 +94,7 @@ def checked(command: str, overrides: list[str]) -> list[str]:
             raise ValueError(
                 f"{group} = {value or 'null'}, but one must be chosen: {group}=NAME. fsl {command} --help lists them."
             )
-    known = options("recipe")
+    known = choices.options("recipe")
     for name in words["recipe"].split(",") if "recipe" in words else ():
         if name in ("", "null"):
             raise ValueError("recipe = null, but a run without its recipe is asked for by ~recipe. Write that.")
@@ -204,7 +176,8 @@ def run(command: str, overrides: list[str]) -> int:
         flags, others = apart(parallel.quiet(completed))
         sys.argv = [f"fsl {command}", *flags, *others]
         try:
-            module.main()
+            with choices.explaining(command) if {"-h", "--help"} & {*flags} else nullcontext():
+                module.main()
         except (OSError, ValueError) as error:  # of Hydra: what a job raises is told there
             refuse_folder(error, "hydra.sweep.dir" if sweeps(flags) else "out")
             raise

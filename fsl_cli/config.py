@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -160,6 +161,8 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
 def must_be(key: str, value: str, kind: str) -> str:
     """What is said of a value that is of another kind."""
     example = f" Write one, such as {key}={EXAMPLES[kind]}." if kind in EXAMPLES else ""
+    if re.search(r"\d\.\.\.?\d", value):  # as a shell writes a range
+        example = f" To run several, add -m and list them: {key}=0,1,2."
     return f"{key} = {value}, but it must be {kind}.{example}"
 
 

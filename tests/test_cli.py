@@ -273,6 +273,27 @@ def test_lists_help_and_composed_config(monkeypatch: pytest.MonkeyPatch, capfd: 
         assert expected in capfd.readouterr().out, words
 
 
+def test_help_says_what_the_options_mean(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    expected = {
+        "train algo=mamlpp": [
+            "as it stands, with algo=mamlpp ",
+            "\n  rates: step  # fixed, step: one learned",  # mamlpp's value, and what the file of maml says of it
+            "\n  task_chunk: auto  # tasks mapped at once",
+            "\nsteps: 1000  # outer steps\n",
+            "\nearly_stop: null  # validations without",
+        ],
+        "train dataset=sine": ["task=sine", "\n  queries: 100\n", "\n  train_shot: 10\n"],
+        "evaluate": ["dataset=trained", "\nsplit: test  # train, val or test classes\n", "\ndataset: {}\n"],
+        "report": ["as it stands:\n", "\nruns: runs  # a folder with runs at any depth\n"],
+        "data show": ["\nepisode: 0  # its number in the list"],
+    }
+    for words, lines in expected.items():
+        assert fsl(monkeypatch, *words.split(), "--help") == 0
+        out = capfd.readouterr().out
+        assert [line for line in lines if line not in out] == [], words
+        assert "hydra/" not in out
+
+
 def test_a_terminal_without_a_sign_shows_its_number(monkeypatch: pytest.MonkeyPatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["task.way=2.5"], ["task.way", "2.5"]),
         (["steps=0"], ["steps = 0, but it must be at least 1."]),
         (["seed=-1"], ["seed = -1"]),
+        (["seed=0..3"], ["seed = '0..3', but it must be a whole number. To run several, add -m and list them: seed=0,1,2."]),
         (["clip_norm=-1"], ["clip_norm = -1"]),
         (["algo=maml", "algo.inner_lr=fast"], ["algo.inner_lr = 'fast', but it must be a number."]),
         (["algo=maml", "algo.adapts=tail"], ["algo.adapts = 'tail', but it must be all or head or body or context."]),

@@ -49,6 +49,8 @@ def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
     flat, *others = classifier([grey, grey[..., None], colour, np.stack([grey])[0], grey / 255])
     assert all(other == flat for other in others)
     assert classifier(np.stack([grey, grey])) == [flat, flat]
+    classifier.save("new/folder/mine")
+    assert fsl_cli.load_classifier("new/folder/mine")([grey, grey]) == classifier([grey, grey])
     for found, shown in {
         "channels first": (colour.transpose(2, 0, 1), r"ndarray uint8 \[3, 28, 28\]"),
         "floats": (colour / 255, r"ndarray float64 \[28, 28, 3\]"),
