@@ -71,7 +71,9 @@ def describe(data: Packed) -> list[str]:
     ]
     for split in SPLITS:
         own = np.asarray(data.splits[split], dtype=np.int64)
-        turned = f" ({len(own) * len(data.turns[split]):,} with quarter turns)" if split in data.turns else ""
+        lying = data.turns.get(split, (0,))
+        copies = [name for name, are in (("quarter turns", 1 in lying), ("mirror images", 4 in lying)) if are]
+        turned = f" ({len(own) * len(lying):,} with {' and '.join(copies)})" if copies else ""
         lines.append(f"{split}: {len(own):,} classes{turned}, {counts[own].sum():,} {what}")
     return [*lines, *checks(data)]
 

@@ -43,7 +43,7 @@ def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
 
 
 class Indices(NamedTuple):
-    """Item numbers and the quarter turns to apply to them, same shape: `[tasks, way, each]` or `[n]`."""
+    """Item numbers and the turns to apply to them, same shape: `[tasks, way, each]` or `[n]`."""
 
     items: np.ndarray
     turns: np.ndarray

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.datasets.packed import Classes
+from fsl_cli.datasets.packed import LYING, Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler, Indices
 from fsl_cli.models.norm import norm_layers
 from fsl_cli.sources import AnyStore, Sampler
@@ -20,14 +20,15 @@ log = logging.getLogger(__name__)
 
 EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once, and numbers in them: photographs are large
 PROBED = 32  # items that tell whether a network drops values at random
-Keys = np.ndarray  # [n] of items and their quarter turns: 4 * item + turns
+Keys = np.ndarray  # [n] of items and their turns: len(LYING) * item + turns
 
 
 @torch.no_grad()
 def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) -> Tensor:
     """What `algo.embed` makes of items, `[n, ...]`; `told`: with a progress bar, on a terminal."""
-    order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[keys // 4], kind="stable")  # texts alike
-    items, turns = np.divmod(keys[order], 4)
+    items, turns = np.divmod(keys, len(LYING))
+    order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[items], kind="stable")  # texts alike
+    items, turns = items[order], turns[order]
     size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
     places = torch.as_tensor(order, device=store.device)
     found = None
@@ -47,7 +48,7 @@ class FeatureStore(ItemStore):
     def __init__(self, algo: Algorithm, store: Store, keys: Keys) -> None:
         self.device, self.augment = store.device, store.augment
         self.features = embeddings(algo, store, keys, told=True)
-        self.rows = np.zeros(4 * len(store.items), dtype=np.int64)  # of each key
+        self.rows = np.zeros(len(LYING) * len(store.items), dtype=np.int64)  # of each key
         self.rows[keys] = np.arange(len(keys))
 
     @property
@@ -56,7 +57,7 @@ class FeatureStore(ItemStore):
 
     def gather(self, indices: Indices) -> Tensor:
         """Embeddings `[..., features]` for indices `[...]`."""
-        rows = self.rows[indices.items * 4 + indices.turns]
+        rows = self.rows[indices.items * len(LYING) + indices.turns]
         return self.features[send(rows, self.features.device)]
 
 
@@ -81,7 +82,7 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
     """Whether an item is embedded alike in every step of a training: no weight, statistic or random number is in it."""
     if not algo.bulk or not all(layer.frozen for layer in norm_layers(algo.model)):
         return False
-    items, turns = np.divmod(keys, 4)
+    items, turns = np.divmod(keys, len(LYING))
     inputs = store.gather(Indices(items, turns))
     algo.train()
     with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
@@ -92,4 +93,4 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
 def _keys(classes: Classes) -> Keys:
     """Of all items of some classes, each once."""
     ranges = zip(classes.starts, classes.counts, classes.turns, strict=True)
-    return np.unique(np.concatenate([np.arange(start, start + count) * 4 + turn for start, count, turn in ranges]))
+    return np.unique(np.concatenate([np.arange(start, start + count) * len(LYING) + turn for start, count, turn in ranges]))

@@ -156,9 +156,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def tested(result: dict[str, Any]) -> dict[str, Any]:
-    """The options of the data set that a test depends on, and what it held; augmentation is for training."""
+    """The options of the data set that a test depends on, and what it held; some are for training."""
     options = result["dataset_options"]
-    left_out = ("crop", "flip", "jitter") if "crop" in options else ()
+    left_out = ("crop", "flip", "jitter") if "crop" in options else ("mirrored",)
     return {key: value for key, value in options.items() if key not in left_out} | {"data": result.get("data")}
 
 

@@ -79,7 +79,7 @@ class Store(ItemStore):
         height, width = self.shape[-2:]
         pixels = np.arange(height * width).reshape(height, width)
         turns = range(4 if height == width else 1)  # what is not square cannot be turned
-        turned = np.stack([np.rot90(pixels, k).flatten() for k in turns])
+        turned = np.stack([np.rot90(side, k).flatten() for side in (pixels, np.fliplr(pixels)) for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
     def gather(self, indices: Indices) -> Tensor:

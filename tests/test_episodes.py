@@ -90,9 +90,10 @@ def test_batches_pass_through_every_item_once_an_epoch():
     assert (batches.indices(0)[0].items != batches.indices(3)[0].items).any()
 
 
-def test_gathered_items_are_scaled_turned_and_labelled():
+@pytest.mark.parametrize("turns", [[0, 1], [4, 7]])
+def test_gathered_items_are_scaled_turned_and_labelled(turns: list[int]):
     raw = np.arange(4 * 9, dtype=np.uint8).reshape(4, 1, 3, 3)
-    table = classes([2, 2], turns=[0, 1])
+    table = classes([2, 2], turns=turns)
     store = Store(raw, torch.device("cpu"))
     drawn = EpisodeSampler(table, 2, 1, 1, 3, 0, 0).indices(0)
     episode = store.episodes(drawn, shot=1)
@@ -100,7 +101,8 @@ def test_gathered_items_are_scaled_turned_and_labelled():
     assert episode.support.targets.shape == (3, 2, 2)
     for task in range(3):
         for slot in range(2):
-            expected = np.rot90(raw[drawn.items[task, slot, 0], 0], drawn.turns[task, slot, 0]) / 255
+            image, turn = raw[drawn.items[task, slot, 0], 0], drawn.turns[task, slot, 0]
+            expected = np.rot90(image if turn < 4 else image[:, ::-1], turn) / 255
             np.testing.assert_allclose(episode.support.inputs[task, slot, 0].numpy(), expected, rtol=1e-6)
         assert episode.query.targets[task].equal(torch.eye(2))
 

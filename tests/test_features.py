@@ -9,7 +9,7 @@ from support_algos import SHAPE, make
 
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.datasets.augment import Augment
-from fsl_cli.datasets.packed import Classes
+from fsl_cli.datasets.packed import LYING, Classes
 from fsl_cli.episodes import BatchSampler, EpisodeSampler
 from fsl_cli.features import FeatureStore, constant, training_store
 from fsl_cli.models.norm import freeze
@@ -17,9 +17,9 @@ from fsl_cli.store import Store
 
 
 def classes() -> Classes:
-    """Four classes, the last one a quarter turn of the third."""
-    starts, counts = np.array([0, 5, 12, 12]), np.array([5, 7, 6, 6])
-    return Classes(list("abcd"), starts, counts, np.array([0, 0, 0, 1]), 0, "train")
+    """Five classes, the last two a quarter turn of the third and of its mirror image."""
+    starts, counts = np.array([0, 5, 12, 12, 12]), np.array([5, 7, 6, 6, 6])
+    return Classes(list("abcde"), starts, counts, np.array([0, 0, 0, 1, 5]), 0, "train")
 
 
 def sampler() -> EpisodeSampler:
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_embedding_the_items_in_every_step(algo: str):
 )
 def test_what_changes_in_training_is_embedded_in_every_step(built: Algorithm):
     images = store()
-    assert not constant(built.float(), images, np.arange(0, 72, 4))
+    assert not constant(built.float(), images, np.arange(18) * len(LYING))
     assert training_store(built, images, sampler(), 100, 1e9) is images
     assert not built.embedded
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsl_cli.data import describe
 from fsl_cli.datasets import omniglot
 from fsl_cli.datasets.omniglot import Omniglot
 from fsl_cli.datasets.packed import Packed
@@ -68,7 +69,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def load(raw: Path, cache: str = "cache", **options: str) -> Packed:
+def load(raw: Path, cache: str = "cache", **options: str | bool) -> Packed:
     return Omniglot(str(raw.parent), str(raw.parent.parent / cache), **options).load()  # pyright: ignore[reportArgumentType]
 
 
@@ -136,6 +137,17 @@ def test_splits_are_disjoint_constant_and_complete(raw):
 def test_quarter_turns_are_classes_where_asked(raw, rotations, turned):
     data = load(raw, rotations=rotations)
     assert tuple(len(data.classes(split)) for split in ("train", "val", "test")) == turned
+
+
+@pytest.mark.parametrize(("rotations", "turned"), [("all", (16, 4, 8)), ("train", (16, 1, 2)), ("none", (4, 1, 2))])
+def test_mirror_images_are_classes_of_the_training_where_asked(raw, rotations, turned):
+    data = load(raw, rotations=rotations, mirrored=True)
+    assert tuple(len(data.classes(split)) for split in ("train", "val", "test")) == turned
+    names = data.classes("train").names
+    first = names[0]
+    assert f"{first} mirrored" in names and (f"{first} mirrored, turned 90" in names) == (rotations != "none")
+    copies = " and ".join(["quarter turns"] * (rotations != "none") + ["mirror images"])
+    assert f"train: 2 classes ({turned[0]} with {copies}), 6 images" in describe(data)
 
 
 def test_turned_classes_share_the_items_and_have_names_of_their_own():

@@ -57,6 +57,7 @@ class Omniglot(Dataset):
         cache_dir: holds the packed form.
         split: which characters are train, val and test; see the top of the file.
         rotations: the splits in which quarter turns are classes: `all`, `train` (that split only) or `none`.
+        mirrored: whether mirror images of the training characters (and of their quarter turns) are classes too.
         size: side of the images in pixels.
         channels: 1, or 3 equal ones.
     """
@@ -67,13 +68,14 @@ class Omniglot(Dataset):
         cache_dir: str,
         split: Literal["lake", "vinyals", "shuffled"] = "lake",
         rotations: Literal["all", "train", "none"] = "all",
+        mirrored: bool = False,
         size: int = 28,
         channels: int = 1,
     ) -> None:
         if not 8 <= size <= 224:
             raise ValueError(f"dataset.size = {size}, expected 8 to 224 pixels. Use 28 for the published protocols.")
         self.folder, self.cache_dir = Path(data_dir).expanduser() / "omniglot-py", cache_dir
-        self.split, self.rotations, self.size, self.channels = split, rotations, size, channels
+        self.split, self.rotations, self.mirrored, self.size, self.channels = split, rotations, mirrored, size, channels
 
     def load(self) -> Packed:
         # The key has nothing of the source: names and numbers of all files are checked before packing and Omniglot has
@@ -82,6 +84,9 @@ class Omniglot(Dataset):
         items, names, counts = pack(self.cache_dir, key, self._read)
         items = with_channels(items, self.channels)
         turns: dict[str, tuple[int, ...]] = dict.fromkeys(TURNS[self.rotations], (0, 1, 2, 3))
+        if self.mirrored:
+            own = turns.get("train", (0,))
+            turns["train"] = (*own, *(4 + turn for turn in own))
         return Packed("omniglot", items, names, np.asarray(counts), class_splits(names, self.split), turns)
 
     @staticmethod

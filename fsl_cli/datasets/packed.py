@@ -39,14 +39,27 @@ class Raw(NamedTuple):
     counts: list[int]
 
 
+# How a copy of a class lies that is a class of its own, by the number of its turn.
+LYING = (
+    "",
+    " turned 90",
+    " turned 180",
+    " turned 270",
+    " mirrored",
+    " mirrored, turned 90",
+    " mirrored, turned 180",
+    " mirrored, turned 270",
+)
+
+
 @dataclass(frozen=True)
 class Classes:
-    """The classes of one split: class `c` owns items `starts[c] : starts[c] + counts[c]`, each turned by `turns[c]` * 90°."""
+    """The classes of one split: class `c` owns items `starts[c] : starts[c] + counts[c]`, each lying as `turns[c]` says."""
 
     names: list[str]
     starts: np.ndarray  # [classes]
     counts: np.ndarray  # [classes]
-    turns: np.ndarray  # [classes] quarter turns, 0 to 3; a turned copy of a class is a class of its own
+    turns: np.ndarray  # [classes] quarter turns, 0 to 3, and from 4 on those of the mirror image; each is a class of its own
     held: int = 0  # the last items of each class that are for queries only, and the others for supports; 0: none
     split: str = "chosen"
 
@@ -58,7 +71,7 @@ class Classes:
 class Packed:
     """A data set ready for use.
 
-    `splits` gives the class numbers of each split, `turns` the quarter turns that count as classes there (default: none),
+    `splits` gives the class numbers of each split, `turns` those that count as classes there (default: none),
     `augment` what training does to the items (default: nothing), `held` how many of each class are for queries only.
     """
 
@@ -97,7 +110,7 @@ class Packed:
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
         chosen = np.repeat(base, len(turns))
         turned = np.tile(turns, len(base))
-        names = [self.names[c] + (f" turned {90 * t}" if t else "") for c, t in zip(chosen, turned, strict=True)]
+        names = [self.names[c] + LYING[t] for c, t in zip(chosen, turned, strict=True)]
         return Classes(names, starts[chosen], np.asarray(self.counts, dtype=np.int64)[chosen], turned, self.held, split)
 
 
