@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm, Batch
-from fsl_cli.config import build
+from fsl_cli.config import build, head_width
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import ORDER, TRAIN, BatchSampler, Episode, EpisodeSampler, Examples, generator
@@ -42,6 +42,12 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
     if algo.needs_queries and task.train_queries < 1:
         raise ValueError(
             f"task.train_queries = {task.train_queries}, but this algorithm learns from queries: it must be at least 1."
+        )
+    width = head_width(cfg.algo)
+    if isinstance(data, Packed) and width is not None and task.train_way != width:
+        raise ValueError(
+            f"task.train_way = {task.train_way}, but the head of this algorithm has algo.way = {width} outputs. Set task.way and "
+            "task.train_way to the same number, or choose an algorithm without a fixed head, such as algo=protonet."
         )
     shape = (task.train_way, task.train_shot, task.train_queries if algo.needs_queries else 0, task.tasks)
     return open_sampler(data, "train", shape, cfg.seed, TRAIN, prefix="task.train_")

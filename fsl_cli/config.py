@@ -158,6 +158,12 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
     return constructor, plain
 
 
+def head_width(algo: DictConfig) -> int | None:
+    """The number of classes that an algorithm has a head for; None: any."""
+    # ProtoMAML makes a head for the classes there are.
+    return None if "way" not in algo or algo.get("head") == "prototypes" else algo.way
+
+
 def must_be(key: str, value: str, kind: str) -> str:
     """What is said of a value that is of another kind."""
     example = f" Write one, such as {key}={EXAMPLES[kind]}." if kind in EXAMPLES else ""

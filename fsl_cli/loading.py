@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
-from fsl_cli.config import arguments, build, check, composed, locate, offer
+from fsl_cli.config import arguments, build, check, composed, head_width, locate, offer
 from fsl_cli.datasets.images import check_size
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
@@ -81,8 +81,7 @@ def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, 
         "choices": names,
         "data": {"item_shape": list(shape), "classes": content["data"]["classes"]},
     }
-    any_way = "way" not in cfg.algo or cfg.algo.get("head") == "prototypes"  # ProtoMAML makes a head for the classes there are
-    return Trained(algo, maker.item, shape, origin, None if any_way else cfg.algo.way), content
+    return Trained(algo, maker.item, shape, origin, head_width(cfg.algo)), content
 
 
 def rebuild(
