@@ -77,7 +77,7 @@ def check(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "device.channels_last") not in (None, True, False, "auto"):
         raise ValueError(f"device.channels_last = {cfg.device.channels_last}, but it must be true, false or auto.")
     memory = OmegaConf.select(cfg, "device.memory")
-    if memory is not None and memory < 0:
+    if memory is not None and not 0 <= memory < math.inf:
         raise ValueError(f"device.memory = {memory}, but it must be a number of GiB, or null for half of what is free.")
     most = max(64, 4 * (os.cpu_count() or 1))
     for key in ("threads", "workers"):

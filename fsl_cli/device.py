@@ -32,7 +32,7 @@ def choose(name: str, threads: int | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device.name = {name!r}, but it must be auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
         raise ValueError(f"device.name = {name!r}, but it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device.name = {name!r}, but torch finds no CUDA device here. Use device=cpu or device=auto.")
@@ -95,7 +95,7 @@ def data_budget(place: torch.device, gib: float | None) -> int:
         return int(gib * GIB)
     if place.type == "cuda":
         return torch.cuda.mem_get_info(place)[0] // 2
-    return _available() // 2
+    return _available() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process has them
 
 
 def _available() -> int:

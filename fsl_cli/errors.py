@@ -14,6 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch import distributed
 
 from fsl_cli.config import GROUPS, must_be, suggest
 from fsl_cli.schema import COMMANDS
@@ -60,8 +61,9 @@ def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
                     log.removeHandler(handler)
             _leave_nothing(record)
         log.error(explained[0])
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise Told(*explained) from error  # Hydra goes on with the other jobs
+        # Hydra goes on with the other jobs; of several processes one would be at the next job while another waits in this one.
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not distributed.is_initialized():
+            raise Told(*explained) from error
         raise SystemExit(explained[1]) from error
 
 

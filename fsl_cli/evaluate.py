@@ -76,8 +76,7 @@ def run(cfg: DictConfig) -> float:
     parallel.join(place)
     chief = parallel.rank() == 0
     folder = parallel.same(run_folder())
-    if chief:
-        refuse_used(folder)
+    parallel.agreed(lambda: refuse_used(folder) if chief else None)
     content = checkpoint.load(cfg.checkpoint, "checkpoint") if cfg.checkpoint is not None else None
     if content is not None:
         trained = OmegaConf.create(content["config"]).device.precision

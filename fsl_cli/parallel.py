@@ -4,13 +4,15 @@ Started by torchrun, or by `device=ddp`, which starts torchrun's launcher itself
 that any number of them trains on the same ones. Without torchrun this is one process, and every function does nothing.
 """
 
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -22,6 +24,11 @@ from fsl_cli.overrides import typed
 
 TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of every process that torchrun has started
+OURS = "fsl"  # its value where it was `launch`
+COMMON = 5.0  # seconds in which a process that fails ends the others
+AGREED = 1.0  # seconds between two looks whether a process is to stop
+
+Made = TypeVar("Made")
 
 
 def launched() -> bool:
@@ -46,6 +53,11 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
 
 
+def speaks() -> bool:
+    """Whether this process tells the user what all of them find."""
+    return rank() == 0 and os.environ.get(LAUNCHED) != OURS
+
+
 def world() -> int:
     """How many processes share the run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
@@ -57,7 +69,7 @@ def part(count: int) -> slice:
 
 
 def quiet(overrides: list[str]) -> list[str]:
-    """What the user typed, completed so that only process 0 writes: the others have no run folder, and no log."""
+    """What the user typed, completed so that only process 0 writes: the others have no run folder, and say why they fail."""
     if rank() == 0:
         return overrides
     folder = tempfile.gettempdir()
@@ -66,7 +78,8 @@ def quiet(overrides: list[str]) -> list[str]:
         f"hydra.run.dir={folder}",
         f"hydra.sweep.dir={folder}",
         "hydra.sweep.subdir=.",
-        "hydra/job_logging=disabled",
+        "hydra/job_logging=other_process",
+        "hydra/hydra_logging=disabled",
     ]
 
 
@@ -76,19 +89,24 @@ def asked(overrides: list[str]) -> int | None:
     looks = {"--cfg", "-c", "--help", "-h", "--info", "-i"} & set(overrides)
     if launched() or looks:
         return None
-    processes = words.get("device.processes", "null")
+    processes, name = words.get("device.processes", "null"), words.get("device.name", "auto")
     if words.get("device") != "ddp":
         if processes != "null":
             raise ValueError(
                 f"device.processes = {processes}, but only device=ddp starts processes. Add it, or leave device.processes out."
             )
         return None
+    if name.startswith("cuda:"):
+        raise ValueError(f"device.name = {name}, but each process of device=ddp takes a device of its own. Leave it out.")
+    gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else None
     if processes == "null":
-        if not torch.cuda.is_available():
+        if gpus is None:
             raise ValueError("device = ddp, but there is no CUDA device to count. Say how many processes: device.processes=2.")
-        processes = torch.cuda.device_count()
+        processes = gpus
     if not str(processes).isdecimal() or int(processes) < 1:
         raise ValueError(f"device.processes = {processes}, but it must be a whole number of at least 1.")
+    if gpus is not None and int(processes) > gpus:
+        raise ValueError(f"device.processes = {processes}, but torch finds {gpus} CUDA devices here. Use at most {gpus}.")
     return int(processes)
 
 
@@ -100,11 +118,23 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
 
     # As torchrun does: without it every process would take all cores for itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="fsl", max_restarts=0)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(round(TIMEOUT.total_seconds())))  # a step may take long
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=OURS, max_restarts=0)
     try:
         elastic_launch(config, sys.executable)("-m", "fsl_cli", command, *overrides)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        number, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        print(
+            f"Process {number} of {processes} was killed by signal {-failure.exitcode}: the run has ended. If it was for want "
+            "of memory, start fewer; last.pt, if there is one, is from before: go on with resume.",
+            file=sys.stderr,
+        )
+        return 1
     except SignalException as error:  # it has told the processes, and waited for them
         return 128 + error.sigval
     return 0
@@ -162,9 +192,49 @@ def same(value: Any) -> Any:
     return gather(value)[0]
 
 
-def first(mine: int | None) -> int | None:
-    """The first value that any process holds, in every process."""
-    return next((value for value in gather(mine) if value is not None), None)
+def agreed(make: Callable[[], Made]) -> Made:
+    """What `make` gives; what one process refuses, all refuse, so that none waits for another."""
+    if world() == 1:
+        return make()
+    made = said = None
+    try:
+        made = make()
+    except ValueError as error:
+        said = str(error)
+    for refusal in filter(None, gather(said)):
+        raise ValueError(refusal)
+    return made  # pyright: ignore[reportReturnType] - it was made
+
+
+class Stopping:
+    """The wish to stop: several processes look about once a second whether one of them has it, all at the same step."""
+
+    def __init__(self) -> None:
+        self.since, self.steps = time.monotonic(), 0  # since they looked
+        self.wait = 1  # steps until they look again
+
+    def __call__(self, wish: int | None) -> int | None:
+        """After every step: the signal to stop at, if any process was sent one."""
+        if world() == 1:
+            return wish
+        self.steps += 1
+        if self.steps < self.wait:
+            return None
+        now = time.monotonic()
+        found = gather((wish, (now - self.since) / self.steps))
+        self.since, self.steps = now, 0
+        self.wait = max(1, int(AGREED / max(pace for _, pace in found)))
+        return next((signal for signal, _ in found if signal is not None), None)
+
+
+class OtherProcess(logging.StreamHandler):
+    """Tells why a process other than 0 fails, unless all do: process 0 says that, and the others end meanwhile."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes to stderr."""
+        time.sleep(COMMON)
+        record.msg = f"Process {rank()}: {record.msg}"
+        super().emit(record)
 
 
 @contextmanager

@@ -145,6 +145,8 @@ def settings(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         adapts = {key: value for key, value in known.items() if key.startswith("algo.")}
         path = Path(result["checkpoint"])
         known = (read(path.parent) if (path.parent / "config.yaml").exists() else {CHECKPOINT: str(path)}) | adapts
+        if path.name == "last.pt":  # another method than the best of the run
+            known.setdefault(CHECKPOINT, path.name)
     return known | {"device.precision": result.get("precision")}
 
 

@@ -19,6 +19,13 @@ from fsl_cli.whole import whole
 log = logging.getLogger(__name__)
 
 
+def set_aside(folder: Path, step: int) -> None:
+    """Renames the result of a run that goes on from `step`, so that none stands there for the run until it has its own."""
+    path = folder / "result.json"
+    if path.exists():
+        path.rename(folder / f"result_of_{step}_steps.json")
+
+
 def refuse_used(folder: Path) -> None:
     """Refuses a folder in which a run or a result lies already."""
     if any((folder / name).exists() for name in ("result.json", "last.pt", "best.pt")):

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsl_cli import checkpoint
+from fsl_cli import checkpoint, parallel
 from fsl_cli.config import GROUPS, differences
 from fsl_cli.overrides import quoted, typed
 from fsl_cli.tracking import busy
@@ -30,7 +30,7 @@ def prepare(overrides: list[str]) -> list[str]:
         return overrides
     if resume == "auto":
         path = Path(words["out"]) / "last.pt" if "out" in words else _unfinished(words)
-        if path is None:
+        if path is None and parallel.speaks():
             print(f"There is no unfinished run like that in {RUNS}: a new one begins.", file=sys.stderr)
         if path is None or not path.exists():  # in the folder that is named a run begins, too
             return overrides

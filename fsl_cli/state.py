@@ -26,6 +26,7 @@ class Run:
     best: float = math.nan  # validation accuracy, or mean squared error; NaN before the first validation
     best_step: int = 0
     misses: int = 0  # validations since then
+    left_out: int = 0  # steps in a row until now, for a gradient that is not finite
     seconds: float = 0.0  # in training steps, over all processes of the run
     wall: float = 0.0  # seconds in all
     failures: list[int] = field(default_factory=list)  # classes that hard tasks come back to
@@ -37,7 +38,7 @@ class Run:
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        numbers = {name: getattr(self, name) for name in ("best", "best_step", "misses", "seconds", "wall")}
+        numbers = {name: getattr(self, name) for name in ("best", "best_step", "misses", "left_out", "seconds", "wall")}
         return {
             "step": self.step,
             "algo": self.algo.state_dict(),

@@ -35,6 +35,7 @@ from fsl_cli.tracking import Tracker
 log = logging.getLogger(__name__)
 prepare = resume.prepare
 
+LEFT_OUT = 10  # steps in a row without a finite gradient after which a run has diverged
 EPISODE_SEED = 0  # of validation and test, whatever the run's seed: evaluate.yaml's default
 
 register()
@@ -108,10 +109,13 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         if chief:
             checkpoint.save(folder / name, {**origin, **state.content()})
 
-    with Tracker(folder, state.step, cfg.steps, silent=not chief) as tracker:
+    stopping = parallel.Stopping()
+    with parallel.agreed(lambda: Tracker(folder, state.step, cfg.steps, silent=not chief)) as tracker:
         if chief:  # after the tracker has made sure that no other process works in the folder
             used = OmegaConf.merge(cfg, {"device": stepper.fastest})
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True), encoding="utf-8")
+            if not state.done(cfg.steps, cfg.early_stop):
+                results.set_aside(folder, state.step)
         with Interrupt() as interrupt:
             while not state.done(cfg.steps, cfg.early_stop):
                 rate = float(state.schedule.get_last_lr()[0])
@@ -127,8 +131,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                     if state.misses == 0:
                         save("best.pt")
                 done = state.done(cfg.steps, cfg.early_stop)
-                # Several processes stop at the same step: they agree on it whenever they log.
-                stop = parallel.first(interrupt.signal) if parallel.world() == 1 or state.step % cfg.log_every == 0 else None
+                stop = stopping(interrupt.signal)
                 if state.step % cfg.checkpoint_every == 0 or done or stop:
                     save("last.pt")
                 if stop and not done:
@@ -155,8 +158,15 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     state.step += 1
     if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
         speed.reset(state.algo, before)
+        state.left_out += 1
         log.info(f"Step {state.step} is left out: its gradient in bfloat16 is not finite.")
+        if state.left_out == LEFT_OUT:
+            raise RunError(
+                f"None of the last {LEFT_OUT} steps up to {state.step} had a finite gradient: the run has diverged. Lower "
+                "optimizer.lr (or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
+            )
     else:
+        state.left_out = 0
         if cfg.clip_norm is not None:
             clip_grads_with_norm_(state.algo.parameters(), cfg.clip_norm, norm)
         state.optimizer.step()
@@ -168,11 +178,8 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
 def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> None:
     """Logs the means since the last log, and the learning rate of the last step."""
     start = time.perf_counter()
-    if not state.window:
-        raise RunError(
-            f"No step up to {state.step} since the last log had a finite gradient: the run has diverged. Lower optimizer.lr "
-            "(or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
-        )
+    if not state.window:  # its steps were left out
+        return
     loss, measure, norm = np.mean(state.settled(), axis=0).tolist()
     state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
     state.window.clear()
@@ -232,7 +239,7 @@ def finish(
         "trained_by": choices["algo"],
         "train_seed": cfg.seed,
         "train_on_val": cfg.train_on_val,
-        "step": state.best_step,
+        "step": content["step"],
         "steps": state.step,
         "classes_seen": known["test"],
         "val": val | {"episodes": cfg.val_episodes, "classes_seen": known["val"]},

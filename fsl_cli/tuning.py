@@ -185,7 +185,14 @@ def _key(cfg: DictConfig, batch: Batch) -> str:
     work = [OmegaConf.to_container(cfg[group], resolve=True) for group in ("algo", "model", "task", "device")]
     inputs = next(leaves(batch))
     image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # the lengths of texts differ from batch to batch
-    machine = [platform.node(), platform.processor(), os.cpu_count(), torch.__version__, parallel.world()]
+    machine = [
+        platform.node(),
+        platform.processor(),
+        os.cpu_count(),
+        torch.get_num_threads(),
+        torch.__version__,
+        parallel.world(),
+    ]
     if torch.cuda.is_available():
         machine.append(torch.cuda.get_device_name())
     return digest(*work, image, *machine)

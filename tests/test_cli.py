@@ -1,6 +1,7 @@
 """The commands as a user types them, in this process, on a small `strokes`: train, evaluate, stop, resume, sweep."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -124,6 +125,29 @@ def test_resume_auto_finds_the_newest_unfinished_run_or_starts_one(monkeypatch: 
     assert fsl(monkeypatch, "train", "resume=auto") == 0
     assert [path.name for path in Path("runs/train").iterdir()] == [folder.name]
     assert result(str(folder))["steps"] == 8
+
+
+def test_a_finished_run_that_goes_on_has_no_result_until_it_has_ended(monkeypatch: pytest.MonkeyPatch):
+    words = [*SMALL, *ALGOS["protonet"], "schedule=constant", "steps=4"]
+    assert fsl(monkeypatch, "train", *words, "out=runs/train/run") == 0
+    before = result("runs/train/run")
+    with stopped(monkeypatch, 6):
+        assert fsl(monkeypatch, "train", "resume=runs/train/run/last.pt", "steps=8") == 128 + signal.SIGTERM
+    assert not Path("runs/train/run/result.json").exists()
+    assert json.loads(Path("runs/train/run/result_of_4_steps.json").read_text()) == before
+    assert fsl(monkeypatch, "train", "resume=auto") == 0
+    assert result("runs/train/run")["steps"] == 8
+
+
+def test_a_result_names_the_step_of_the_weights_that_were_tested(monkeypatch: pytest.MonkeyPatch):
+    words = [*SMALL, *ALGOS["protonet"], "schedule=constant"]
+    assert fsl(monkeypatch, "train", *words, "steps=4", "eval_every=2", "checkpoint_every=4", "out=run") == 0
+    kept = checkpoint.load("run/last.pt", "resume")
+    later = checkpoint.load("run/best.pt", "resume") | {"step": 5}  # as if it were killed after that, before last.pt
+    checkpoint.save(Path("run/best.pt"), {key: value for key, value in later.items() if key != "format"})
+    Path("run/result.json").unlink()
+    assert fsl(monkeypatch, "train", "resume=run/last.pt", "steps=4") == 0
+    assert result("run")["step"] == 5 and kept["progress"]["best_step"] < 5
 
 
 def test_a_sweep_gives_every_job_its_folder(monkeypatch: pytest.MonkeyPatch):

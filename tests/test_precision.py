@@ -11,7 +11,7 @@ from conftest import composed, fsl
 from support_algos import blobs
 from support_runs import TRAINING
 
-from fsl_cli import device, speed
+from fsl_cli import device, speed, train
 from fsl_cli.algos.base import Batch, Outcome
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
@@ -40,7 +40,7 @@ def test_bfloat16_learns_what_float32_learns(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize(("broken", "code"), [({3}, 0), ({3, 4}, 1)])
+@pytest.mark.parametrize(("broken", "code"), [({3}, 0), ({3, 4, 6}, 0), ({3, 4, 5}, 1)])
 def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
     broken: set[int], code: int, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ):
@@ -54,6 +54,7 @@ def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
         return result
 
     monkeypatch.setattr(speed.Stepper, "__call__", overflowing)
+    monkeypatch.setattr(train, "LEFT_OUT", 3)
     words = [*TRAINING, "algo=protonet", "steps=6", "log_every=2", "device.precision=bf16", "out=run"]
     assert fsl(monkeypatch, "train", *words) == code
     said = capfd.readouterr()
@@ -63,7 +64,7 @@ def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
         assert kept["step"] == 6
         assert all(value.isfinite().all() for value in kept["algo"].values())
     else:
-        assert "No step up to 4 since the last log had a finite gradient" in said.err
+        assert "None of the last 3 steps up to 5 had a finite gradient: the run has diverged." in said.err
 
 
 def test_bfloat16_is_used_in_the_embedding_and_nowhere_else():

@@ -132,6 +132,14 @@ def test_an_evaluation_belongs_to_the_training_of_its_checkpoint(monkeypatch: py
     ]
 
 
+def test_the_last_checkpoint_of_a_run_is_not_its_best(monkeypatch: pytest.MonkeyPatch):
+    finished("t", [0.5, 0.7], train_seed=0)
+    for name, scores in {"best": [0.5, 0.7], "last": [0.4, 0.6]}.items():
+        finished(name, scores, train_seed=0, checkpoint=f"runs/t/{name}.pt")
+    rows = {row["settings"]: row for row in reported(monkeypatch)}
+    assert float(rows[""]["mean"]) == pytest.approx(0.6) and float(rows['checkpoint="last.pt"']["mean"]) == pytest.approx(0.5)
+
+
 def test_what_cannot_be_read_is_named_and_nothing_to_report_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any):
     assert message(monkeypatch, capfd, "report", "runs=nowhere").startswith("runs = nowhere is no folder.")
     Path("runs/bad").mkdir(parents=True)
