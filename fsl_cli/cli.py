@@ -30,6 +30,8 @@ usage: fsl COMMAND [key=value ...]
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
 COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
+# Options of the groups that other commands share with fsl train, which they would accept and not read.
+TRAINING = ("task.train_way", "task.train_shot", "task.train_queries", "task.tasks", "device.compile", "device.graph")
 # Of Hydra, which wants them first or last: here they may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
@@ -87,6 +89,9 @@ def checked(command: str, overrides: list[str]) -> list[str]:
         if several and key not in PATHS and not sweeps(flags):
             raise ValueError(f"{word} gives several values. Add -m to run each of them: fsl {command} -m {word}.")
     words = typed(overrides)
+    unread = [key for key in TRAINING if key in words and command != "train"]
+    if unread:
+        raise ValueError(f"{unread[0]} = {words[unread[0]]}, but only fsl train reads it. Leave it out.")
     removed = {word[1:].partition("=")[0] for word in others if word.startswith("~")}
     for group in ("algo", "dataset", "task", "device", *(("model", "optimizer", "schedule") if command == "train" else ())):
         value = "null" if group in removed else words.get(group)

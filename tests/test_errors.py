@@ -147,6 +147,13 @@ def test_a_finished_run_is_not_tested_otherwise(monkeypatch: Any, capfd: Any):
     assert fsl(monkeypatch, "train", "resume=run/last.pt") == 0
 
 
+@pytest.mark.parametrize("words", ["evaluate checkpoint=best.pt", "data show", "predict query=a.png"])
+def test_what_only_training_reads_is_refused_elsewhere(words: str, monkeypatch: Any, capfd: Any):
+    key = "device.compile" if words.startswith("predict") else "task.train_way"
+    said = message(monkeypatch, capfd, *words.split(), f"{key}=7")
+    assert said == f"{key} = 7, but only fsl train reads it. Leave it out."
+
+
 def test_missing_data_without_a_network_says_where_to_put_it(monkeypatch: Any, capfd: Any, tmp_path: Path):
     from torchvision import datasets
 
