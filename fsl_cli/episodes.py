@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl_cli.datasets.packed import Classes
+from fsl_cli.datasets.packed import LYING, Classes
 
 # The evaluation streams are apart from the training streams: equal seeds never give equal keys.
 TRAIN, AUGMENT, ORDER = 0, 1, 2
@@ -48,6 +48,16 @@ class Indices(NamedTuple):
     items: np.ndarray
     turns: np.ndarray
     draws: np.ndarray | None = None  # [..., DRAWS] random numbers for the augmentation of each item, in training
+
+    @property
+    def keys(self) -> np.ndarray:
+        """A number for each item as it lies, same shape; `of` is the way back."""
+        return self.items * len(LYING) + self.turns
+
+    @staticmethod
+    def of(keys: np.ndarray) -> "Indices":
+        """The items and turns of `keys`."""
+        return Indices(*np.divmod(keys, len(LYING)))
 
     def rows(self, cut: slice) -> "Indices":
         """Some of the tasks, or of the items of a batch."""

@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once, and numbers in them: photographs are large
 PROBED = 32  # items that tell whether a network drops values at random
-Keys = np.ndarray  # [n] of items and their turns: len(LYING) * item + turns
+Keys = np.ndarray  # [n] of items and their turns, see Indices.keys
 
 
 @torch.no_grad()
 def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) -> Tensor:
     """What `algo.embed` makes of items, `[n, ...]`; `told`: with a progress bar, on a terminal."""
-    items, turns = np.divmod(keys, len(LYING))
-    order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[items], kind="stable")  # texts alike
-    items, turns = items[order], turns[order]
+    indices = Indices.of(keys)
+    order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[indices.items], kind="stable")
+    indices = Indices.of(keys[order])  # texts of like length together
     size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
     places = torch.as_tensor(order, device=store.device)
     found = None
     with tqdm(total=len(keys), unit="item", desc="embedding", disable=not (told and sys.stderr.isatty())) as bar:
         for cut in range(0, len(keys), size):
-            part = algo.embed(store.gather(Indices(items[cut : cut + size], turns[cut : cut + size])))
+            part = algo.embed(store.gather(indices.rows(slice(cut, cut + size))))
             found = part.new_empty(len(keys), *part.shape[1:]) if found is None else found
             found[places[cut : cut + size]] = part
             bar.update(len(part))
@@ -57,7 +57,7 @@ class FeatureStore(ItemStore):
 
     def gather(self, indices: Indices) -> Tensor:
         """Embeddings `[..., features]` for indices `[...]`."""
-        rows = self.rows[indices.items * len(LYING) + indices.turns]
+        rows = self.rows[indices.keys]
         return self.features[send(rows, self.features.device)]
 
 
@@ -82,8 +82,7 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
     """Whether an item is embedded alike in every step of a training: no weight, statistic or random number is in it."""
     if not algo.bulk or not all(layer.frozen for layer in norm_layers(algo.model)):
         return False
-    items, turns = np.divmod(keys, len(LYING))
-    inputs = store.gather(Indices(items, turns))
+    inputs = store.gather(Indices.of(keys))
     algo.train()
     with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
         once, again = (algo.embed(inputs) for _ in range(2))
@@ -93,4 +92,4 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
 def _keys(classes: Classes) -> Keys:
     """Of all items of some classes, each once."""
     ranges = zip(classes.starts, classes.counts, classes.turns, strict=True)
-    return np.unique(np.concatenate([np.arange(start, start + count) * len(LYING) + turn for start, count, turn in ranges]))
+    return np.unique(np.concatenate([Indices(np.arange(start, start + count), turn).keys for start, count, turn in ranges]))

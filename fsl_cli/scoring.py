@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.datasets.packed import LYING
 from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
 from fsl_cli.errors import out_of_memory
 from fsl_cli.features import embeddings
@@ -61,7 +60,7 @@ def _score(algo: Algorithm, store: AnyStore, sampler: Sampler, part: slice) -> l
 
 def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) -> list[Scores]:
     """Embeds every item of the list once, and scores all episodes from the embeddings."""
-    keys, places = np.unique(indices.items * len(LYING) + indices.turns, return_inverse=True)
+    keys, places = np.unique(indices.keys, return_inverse=True)
     features = embeddings(algo, store, keys)
     places = torch.as_tensor(places.reshape(indices.items.shape), device=features.device)  # [episodes, way, shot + queries]
     parts = []

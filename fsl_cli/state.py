@@ -14,6 +14,8 @@ from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.errors import RunError
 
+LEFT_OUT = 10  # steps in a row without a finite gradient after which a run has diverged
+
 
 @dataclass
 class Run:
@@ -58,6 +60,15 @@ class Run:
         for name, value in content["progress"].items():
             setattr(self, name, value)
         self.window = [[torch.tensor(value) for value in row] for row in self.window]
+
+    def leave_out(self) -> None:
+        """Counts the step as one that was left out; too many in a row end the run."""
+        self.left_out += 1
+        if self.left_out == LEFT_OUT:
+            raise RunError(
+                f"None of the last {LEFT_OUT} steps up to {self.step} had a finite gradient: the run has diverged. Lower "
+                "optimizer.lr (or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
+            )
 
     def settled(self) -> list[list[float]]:
         """The window as numbers; one that is not finite ends the run."""

@@ -19,7 +19,7 @@ from fsl_cli.config import check, flat, recipe
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
-from fsl_cli.errors import RunError, told
+from fsl_cli.errors import told
 from fsl_cli.features import training_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
@@ -35,7 +35,6 @@ from fsl_cli.tracking import Tracker
 log = logging.getLogger(__name__)
 prepare = resume.prepare
 
-LEFT_OUT = 10  # steps in a row without a finite gradient after which a run has diverged
 EPISODE_SEED = 0  # of validation and test, whatever the run's seed: evaluate.yaml's default
 
 register()
@@ -158,13 +157,8 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     state.step += 1
     if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
         speed.reset(state.algo, before)
-        state.left_out += 1
         log.info(f"Step {state.step} is left out: its gradient in bfloat16 is not finite.")
-        if state.left_out == LEFT_OUT:
-            raise RunError(
-                f"None of the last {LEFT_OUT} steps up to {state.step} had a finite gradient: the run has diverged. Lower "
-                "optimizer.lr (or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
-            )
+        state.leave_out()
     else:
         state.left_out = 0
         if cfg.clip_norm is not None:

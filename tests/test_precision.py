@@ -11,7 +11,7 @@ from conftest import composed, fsl
 from support_algos import blobs
 from support_runs import TRAINING
 
-from fsl_cli import device, speed, train
+from fsl_cli import device, speed, state
 from fsl_cli.algos.base import Batch, Outcome
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
@@ -54,7 +54,7 @@ def test_bfloat16_leaves_out_a_step_whose_gradient_is_not_finite(
         return result
 
     monkeypatch.setattr(speed.Stepper, "__call__", overflowing)
-    monkeypatch.setattr(train, "LEFT_OUT", 3)
+    monkeypatch.setattr(state, "LEFT_OUT", 3)
     words = [*TRAINING, "algo=protonet", "steps=6", "log_every=2", "device.precision=bf16", "out=run"]
     assert fsl(monkeypatch, "train", *words) == code
     said = capfd.readouterr()
