@@ -7,7 +7,8 @@ answers with the class of the nearest support item. The mean that is taken off i
 paper takes that of all training images under the last weights.
 
 Baseline fits a linear head, Baseline++ a cosine one. The head is trained as published (SGD with dampening), except that the
-cosine head starts at the class means and the linear head at zero, where the published code draws both at random.
+cosine head starts at the class means and the linear head at zero, where the published code draws both at random; and that a class
+weight of the cosine head has no length, where the published code (not the paper) learns one for every class.
 `backbone=full` adapts the embedding too; transformers want `head_optimizer=adam` for that.
 """
 

@@ -5,8 +5,9 @@ every episode, evaluation presents one of every class, then the second of every 
 writes to a memory at its least recently used places. A query is the item after the last one. The published network answers at
 every step of one long sequence; here it answers queries after the support, so that its accuracy after k presentations of a
 class is its k-shot accuracy. `path` gives the answers after each presentation. The similarities of the read are sharpened by
-a learned factor, without which the attention over 128 places stays flat. Ours too is that embeddings are standardised by the
-support set (`standardise`).
+a learned factor, without which the attention over 128 places stays flat. Every head writes to as many least used places as there
+are heads, a share each, so that these come to hold the same, and items beyond the first `places / heads` are written over older
+ones. Ours too is that embeddings are standardised by the support set (`standardise`).
 """
 
 from typing import NamedTuple

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import cosine, squared_distances
-from fsl_cli.algos.sequences import Cell
+from fsl_cli.algos.sequences import Cell, in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -43,8 +43,12 @@ class MatchingNet(Algorithm):
         return self.model(inputs)
 
     def adapt(self, support: Examples) -> Predictor:
-        items = self._in_context(support.inputs)  # [n, features]
-        other = (support.targets == 0).unsqueeze(0)  # [1, n, way]
+        items, targets = support
+        if self.forwards is not None and self.backwards is not None:
+            order = in_order(len(items), targets.shape[-1], items.device)  # sorted by class they hardly stand in training
+            items, targets = items[order], targets[order]
+            items = items + self.forwards.outputs(items) + self.backwards.outputs(items.flip(0)).flip(0)
+        other = (targets == 0).unsqueeze(0)  # [1, n, way]
 
         def predictor(queries: Tensor) -> Tensor:
             seen = self._read(queries, items)
@@ -53,11 +57,6 @@ class MatchingNet(Algorithm):
             return attention.logsumexp(1)  # log of the summed attention, up to a constant: a softmax gives the probabilities
 
         return predictor
-
-    def _in_context(self, items: Tensor) -> Tensor:
-        if self.forwards is None or self.backwards is None:
-            return items
-        return items + self.forwards.outputs(items) + self.backwards.outputs(items.flip(0)).flip(0)
 
     def _read(self, queries: Tensor, items: Tensor) -> Tensor:
         if self.reader is None:
