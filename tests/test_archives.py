@@ -129,3 +129,23 @@ def test_links_in_a_users_own_folder_are_followed_and_loops_end(tmp_path):
     (tmp_path / "mine" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "mine")
     assert everything(tmp_path / "mine") == {"cat/a.txt": b"one"}
+
+
+def test_a_tar_whose_last_file_is_a_zip_is_read_as_a_tar(tmp_path):
+    inner = write_zip(tmp_path / "inner.zip", {"notes.txt": b"hi"}).read_bytes()
+    source = write_tar(tmp_path / "a.tar", FILES | {"set/more.zip": inner}, "w")
+    assert everything(source) == FILES | {"set/more.zip": inner}
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
+    write_folder(tmp_path, FILES)
+    scandir = archives.os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(archives.os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="dog"):
+        archives.listing(tmp_path)

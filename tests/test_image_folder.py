@@ -235,3 +235,10 @@ def test_a_link_to_nothing_is_named(tmp_path):
     assert re.search(
         r"own/n01/gone.png is a link to \S+nowhere.png, which is not there. Mend or remove it.", refused(tmp_path / "own")
     )
+
+
+def test_a_class_in_two_of_the_three_folders_is_refused_for_a_test_of_all_classes_too(tmp_path):
+    write_folder(tmp_path / "mine", {f"{split}/{c}/0.png": picture(1) for split in ("train", "val") for c in ("cat", "dog")})
+    with pytest.raises(ValueError, match=r"has class 'cat' in train and in val, .*dataset\.root=.*mine/val\.$"):
+        own(tmp_path / "mine", test_only=True)
+    assert len(own(tmp_path / "mine" / "val", test_only=True).classes("test")) == 2

@@ -61,3 +61,10 @@ def test_of_two_processes_one_packs_and_the_other_waits(tmp_path):
         for found in pool.map(lambda _: pack(str(tmp_path), "toy", read), range(2)):
             assert np.array_equal(found.items, toy().items)
     assert (len(calls), written(tmp_path)) == (1, ["toy"])
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".toy-1234").mkdir()
+    (tmp_path / ".toy-1234" / "items.npy").write_bytes(b"half")
+    pack(str(tmp_path), "toy", toy)
+    assert written(tmp_path) == ["toy"]

@@ -35,6 +35,9 @@ def expected() -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(FILES[name]))).transpose(2, 0, 1) for name in sorted(FILES)])
 
 
+WITHIN = ("archives in a folder", "csv beside an archive")
+
+
 def within(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
@@ -60,11 +63,19 @@ def sources(data: Path) -> dict[str, object]:
             write_tar(data / "toy_a.tar.xz", within("toy", images(CLASSES[:2]))),
             write_zip(data / "toy_b.zip", within("toy", images(CLASSES[2:]))),
         ],
+        "archives in a folder": lambda: [
+            (data / "toy").mkdir(),
+            *(write_tar(data / "toy" / f"{s}.tar", {n: FILES[n] for n in FILES if n[:3] in names}) for s, names in LISTS.items()),
+        ],
+        "csv beside an archive": lambda: [
+            write_folder(data, csvs("toy")),
+            write_zip(data / "toy" / "images.zip", {Path(name).name: content for name, content in FILES.items()}),
+        ],
         "pickles": lambda: [ren(data / "toy", split, 2) for split in SPLITS],
     }
 
 
-@pytest.mark.parametrize("kind", ["folder", "train, val, test", "noise", "csv", "csv zip", "zip", "tar", "several"])
+@pytest.mark.parametrize("kind", ["folder", "train, val, test", "noise", "csv", "csv zip", "zip", "tar", "several", *WITHIN])
 def test_every_form_of_the_files_gives_the_same_array(data, kind):
     sources(data)[kind]()  # pyright: ignore[reportCallIssue]
     found = load(data)
@@ -198,6 +209,22 @@ def test_a_corrupt_image_is_named(data, content, writer):
     assert "BytesIO" not in said
     cache = data.parent / "cache"
     assert not [path for path in cache.iterdir() if path.suffix != ".lock"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", ["toy/101_Categories.tar.gz", "toy/train.pkl"])
+def test_what_is_packed_twice_is_named(data, name):
+    source = write_zip(data / "toy.zip", {name: b"more"})
+    repair = "Unpack toy.zip, and set dataset.source to its folder."
+    assert refused(data) == f"dataset.source: {source / name} is not read where it is. {repair}"
+    source.unlink()
+    write_folder(data, {f"toy/deeper/{name}": b"more"})
+    assert refused(data).endswith(f"{name} is not read where it is. Set dataset.source to its folder.")
+
+
+def test_a_table_of_something_else_is_no_list(data):
+    flat = {f"toy/images/{Path(name).name}": content for name, content in FILES.items()} | csvs("toy")
+    write_folder(data, flat | {"toy/boxes.csv": b'"' + b"1" * 200_000})
+    assert load(data).names == CLASSES
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -179,3 +179,23 @@ def test_an_array_that_is_no_known_release_is_refused(name, content, message, tm
     dump(tmp_path / name, content)
     with pytest.raises(ValueError, match=message):
         tables.read([tmp_path / name], KNOWN, 8, 3, str(tmp_path / "cache"))
+
+
+def test_what_opencv_wrote_for_the_authors_of_tiered_imagenet_is_blue_first(tmp_path):
+    tiered(tmp_path, "val", 2)
+    (tmp_path / "val_images_png.pkl").unlink()
+    np.savez(tmp_path / "val_images.npz", images=pixels("val")[..., ::-1])
+    raw = tables.read(sorted(tmp_path.glob("val*")), KNOWN, 8, 3, str(tmp_path / "cache"))
+    assert np.array_equal(raw.items, pixels("val").transpose(0, 3, 1, 2))
+
+
+def test_a_few_bytes_do_not_fill_the_memory(tmp_path, monkeypatch):
+    shared: Any = [0]
+    for _ in range(60):
+        shared = [shared, shared]
+    dump(tmp_path / "train.pkl", {"image_data": shared})
+    assert len(tables.load(tmp_path / "train.pkl")["image_data"]) == 2
+    monkeypatch.setattr(tables.archives, "FREE", 100_000)
+    np.savez_compressed(tmp_path / "train.npz", images=np.zeros(10_000_000, np.uint8))
+    with pytest.raises(ValueError, match=r"train\.npz is not a pickle or npz .*far more"):
+        tables.load(tmp_path / "train.npz")

@@ -4,6 +4,9 @@ import csv
 import io
 import pickle
 import struct
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +217,43 @@ def test_a_missing_package_is_named(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(fake, "fetch", refuse)
     with pytest.raises(ValueError, match=r"^dataset = fake needs the package scipy .* pip install scipy\.$"):
         adapter(tmp_path).load()
+
+
+@pytest.mark.parametrize("content", ["page", "part"])
+def test_a_download_that_was_stopped_ends_in_one_sentence(content, tmp_path):
+    """FGVC-Aircraft has no checksum in torchvision: what lies there is unpacked as it is."""
+    write_image(tmp_path / "fgvc-aircraft-2013b/data/images/1.png", pixels(1, 99, 99, 3))
+    archive = tmp_path / "data/fgvc-aircraft-2013b.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "fgvc-aircraft-2013b", "fgvc-aircraft-2013b")
+    archive.write_bytes(archive.read_bytes()[:9000] if content == "part" else b"<!DOCTYPE html>")
+    for _ in range(2):  # what was unpacked of it is there the second time
+        with pytest.raises(ValueError, match=r"has no whole aircraft, .*; or delete what is there of it, .*\.$"):
+            load(tmp_path, "aircraft")
+        archive.write_bytes(b"")
+
+
+def test_two_sets_of_the_same_files_are_not_downloaded_at_once(fake, tmp_path, monkeypatch):
+    running = []
+
+    def fetch(self: Fake, root: str) -> None:
+        assert not running, "another download is under way"
+        running.append(1)
+        time.sleep(0.3)
+        Path(root, "fake").touch()
+        running.clear()
+
+    monkeypatch.setattr(fake, "fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        assert len(list(pool.map(lambda size: adapter(tmp_path, size=size).load(), (8, 9)))) == 2
+
+
+def test_a_class_split_of_another_set_is_refused(fake, tmp_path):
+    with pytest.raises(ValueError, match=r"^dataset\.split or name = 'lake', but there is no such class split\."):
+        adapter(tmp_path, split="lake")
+    with pytest.raises(ValueError, match=r"^dataset\.split = cub has '001\.Black_footed_Albatross', no class of fake\."):
+        adapter(tmp_path, split="cub").load()
 
 
 @pytest.mark.parametrize("options", [{"images": 17}, {"classes": 5}])

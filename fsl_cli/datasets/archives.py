@@ -51,7 +51,9 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
             yield name, (source / name).read_bytes() if wanted(name) else None
         return
     try:
-        yield from _in_zip(source, wanted) if zipfile.is_zipfile(source) else _in_tar(source, wanted)
+        # A tar whose last file is a zip ends as a zip does.
+        zipped = zipfile.is_zipfile(source) and not tarfile.is_tarfile(source)
+        yield from _in_zip(source, wanted) if zipped else _in_tar(source, wanted)
     except RefusedError as error:
         raise ValueError(f"{source} has {error}: it is no honest archive, and is not read. Get it from elsewhere.") from error
     except BROKEN as error:
@@ -61,7 +63,7 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
 def listing(folder: Path) -> list[str]:
     """The files below a folder by their sorted names with `/`; links are followed, but not up, each folder is visited once."""
     names, seen = [], {str(above) for above in Path(os.path.realpath(folder)).parents}
-    for place, inner, files in os.walk(folder, followlinks=True):
+    for place, inner, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             inner.clear()
@@ -71,6 +73,11 @@ def listing(folder: Path) -> list[str]:
         below = Path(place).relative_to(folder)
         names += [(below / name).as_posix() for name in files]
     return sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    """Refuses a folder that cannot be listed: its images would be missed by nobody."""
+    raise error
 
 
 def refuse_odd_name(path: Path, key: str) -> None:
@@ -104,7 +111,7 @@ def _status(path: Path) -> os.stat_result:
 def _in_zip(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
     with zipfile.ZipFile(source) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
-        if sum(member.file_size for member in members) > _limit(source):
+        if sum(member.file_size for member in members) > limit(source):
             raise RefusedError("far more in it than its size allows")
         for member in members:
             mode = member.external_attr >> 16
@@ -118,7 +125,7 @@ def _in_tar(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
     with source.open("rb") as file:
         start = file.read(6)
     packer = next((packer for magic, packer in PACKERS.items() if start.startswith(magic)), open)
-    with closing(packer(source, "rb")) as stream, tarfile.open(fileobj=_Bounded(stream, _limit(source)), mode="r|") as archive:
+    with closing(packer(source, "rb")) as stream, tarfile.open(fileobj=_Bounded(stream, limit(source)), mode="r|") as archive:
         for member in archive:
             if member.isdir():
                 continue
@@ -143,7 +150,8 @@ class _Bounded(io.BufferedIOBase):
         return content
 
 
-def _limit(source: Path) -> int:
+def limit(source: Path) -> int:
+    """How many bytes an honest archive of this size unpacks to at most."""
     return max(FREE, RATIO * source.stat().st_size)
 
 

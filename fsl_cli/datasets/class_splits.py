@@ -16,7 +16,12 @@ Splits = dict[str, np.ndarray]  # the class numbers of each split
 
 def listed(name: str) -> dict[str, list[str]]:
     """The class names of each split, from the checked-in list `name`."""
-    return json.loads(files("fsl_cli.datasets").joinpath("splits", f"{name}.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads(files("fsl_cli.datasets").joinpath("splits", f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"dataset.split or name = {name!r}, but there is no such class split. Leave both as they are."
+        ) from error
 
 
 def by_name(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> Splits:

@@ -40,12 +40,11 @@ class ImageFolder(Resized):
     def load(self) -> Packed:
         if not self.folder.is_dir():
             raise ValueError(f"dataset.root = {self.folder} is no folder, expected one with a folder of images for each class.")
-        return self.packed(
-            "image_folder",
-            digest(EDITION, str(self.folder.resolve()), archives.fingerprint(self.folder)),
-            self._read,
-            self._splits,
-        )
+        key = digest(EDITION, str(self.folder.resolve()), archives.fingerprint(self.folder))
+        found = self.packed("image_folder", key, self._read, self._splits)
+        if self.test_only:  # else _splits has looked
+            self._refuse_twice(found.names)
+        return found
 
     def _read(self) -> Raw:
         tree = trees.survey([self.folder], lambda name: PurePosixPath(name).parent.as_posix())
@@ -81,19 +80,21 @@ class ImageFolder(Resized):
                 f"dataset.root = {self.folder} has images of no class straight in {stray[0]}. Move them to a class folder in "
                 "there, or remove them."
             )
-        return self._from_folders(names)
-
-    def _from_folders(self, names: list[str]) -> Splits:
-        seen: dict[str, str] = {}
-        for name in names:
-            split, _, own = name.partition("/")
-            if seen.setdefault(own, split) != split:
-                raise ValueError(
-                    f"dataset.root = {self.folder} has class {own!r} in {seen[own]} and in {split}, expected every class in "
-                    "one of them: the model is tested on classes it has never seen. Move one of the two."
-                )
+        self._refuse_twice(names)
         places = [_split(name.partition("/")[0]) for name in names]
         return {split: np.array([c for c, place in enumerate(places) if place == split], dtype=np.int64) for split in SPLITS}
+
+    def _refuse_twice(self, names: list[str]) -> None:
+        """Refuses a class that is in two of the folders: training, validation and test images of the same classes."""
+        seen: dict[str, str] = {}
+        for name in names:
+            folder, _, own = name.partition("/")
+            if own and _split(folder) and seen.setdefault(own, folder) != folder:
+                raise ValueError(
+                    f"dataset.root = {self.folder} has class {own!r} in {seen[own]} and in {folder}, expected every class in "
+                    f"one of them: the model is tested on classes it has never seen. Move one of the two, or name one folder "
+                    f"alone: dataset.root={self.folder / folder}."
+                )
 
 
 def _split(folder: str) -> str | None:

@@ -4,6 +4,7 @@ A packed data set is a folder of the cache with `items.npy` (images uint8 `[n, C
 class) and `classes.json` (name and number of items of each class). It is written once, atomically, and memory-mapped afterwards.
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -169,9 +170,11 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
     found = _open(folder)
     if found is not None:
         return found
-    with _lock(folder.with_name(f".{key}.lock"), cache_dir):
+    with locked(folder.with_name(f".{key}.lock"), cache_dir) as alone:
         found = _open(folder)
         if found is None:
+            for left in folder.parent.glob(f".{glob.escape(key)}-*") if alone else ():  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             _make(folder, read(), cache_dir)
             found = _open(folder)
     assert found is not None, f"{folder} was just written"
@@ -179,8 +182,8 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
 
 
 @contextmanager
-def _lock(path: Path, cache_dir: str) -> Iterator[None]:
-    """Lets one process in at a time, on file systems that can."""
+def locked(path: Path, cache_dir: str) -> Iterator[bool]:
+    """Lets one process in at a time, on file systems that can, and says whether this is one."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ def _lock(path: Path, cache_dir: str) -> Iterator[None]:
     except OSError as error:
         raise unwritable(cache_dir, error) from error
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -7,6 +7,7 @@ have more images than the data set, those that csv files beside the class folder
 
 import csv
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -43,7 +44,8 @@ class Photos(Resized):
 
     def load(self) -> Packed:
         sources = self._sources()
-        key = digest(EDITION, self.lists, self.images, [archives.fingerprint(source) for source in sources])
+        edition = tables.EDITION if tables.is_table(sources[0]) else EDITION
+        key = digest(edition, self.lists, self.images, [archives.fingerprint(source) for source in sources])
         found = self.packed(self.name, key, lambda: self._read(sources), lambda names: by_name(names, self._lists(names)))
         self._verify(dict(zip(found.names, found.counts.tolist(), strict=True)), sources)
         return found
@@ -67,15 +69,35 @@ class Photos(Resized):
     def _read(self, sources: list[Path]) -> Raw:
         if tables.is_table(sources[0]):
             return tables.read(sources, self.known, self.size, self.channels, self.cache_dir)
-        tree = trees.survey(sources, lambda name: self._folder(PurePosixPath(name)))
-        if not tree:
-            labels = self._csv_labels(sources)
-            tree = trees.survey(sources, lambda name: labels.get(PurePosixPath(name).name))
-        elif self.images is not None and sum(map(len, tree.values())) > self.images:
+        tree = self._survey(sources)
+        inner = [] if tree else self._within(sources)
+        if inner:
+            sources = [*sources, *inner]
+            tree = self._survey(sources)
+        if self.images is not None and sum(map(len, tree.values())) > self.images:
             labels = self._csv_labels(sources)
             tree = trees.named(tree, labels) if labels else tree
         self._verify({where: len(images) for where, images in tree.items()}, sources)
         return trees.read(sources, tree, self.size, self.channels, self.cache_dir, "dataset.source")
+
+    def _survey(self, sources: list[Path]) -> trees.Tree:
+        """The images by the class that a folder is called after, or else by that in csv files."""
+        tree = trees.survey(sources, lambda name: self._folder(PurePosixPath(name)))
+        if not tree:
+            labels = self._csv_labels(sources)
+            tree = trees.survey(sources, lambda name: labels.get(PurePosixPath(name).name))
+        return tree
+
+    def _within(self, sources: list[Path]) -> list[Path]:
+        """The archives straight in folders; refuses archives and arrays that lie deeper, or in another archive."""
+        found = [path for source in sources if source.is_dir() for path in sorted(source.iterdir()) if archives.is_archive(path)]
+        for source in [] if found else sources:
+            for name, _ in archives.walk(source, lambda _: False):
+                own = PurePosixPath(name).name
+                if own.lower().endswith((*archives.SUFFIXES, *tables.SUFFIXES)) and not own.startswith("."):
+                    repair = f"{'Set' if source.is_dir() else f'Unpack {source.name}, and set'} dataset.source to its folder."
+                    raise ValueError(f"dataset.source: {source / name} is not read where it is. {repair}")
+        return found
 
     def _folder(self, path: PurePosixPath) -> str | None:
         """The listed class that an image's folder, or one above it, is called after."""
@@ -86,8 +108,9 @@ class Photos(Resized):
         labels = {}
         for source in sources:
             for _, content in archives.walk(source, lambda name: name.lower().endswith(".csv")):
-                rows = csv.reader((content or b"").decode("utf-8", "replace").splitlines())
-                labels |= {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in self.known}
+                rows = csv.reader((content or b"").decode("utf-8-sig", "replace").splitlines())
+                with suppress(csv.Error):  # a table of something else
+                    labels |= {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in self.known}
         return labels
 
     def _lists(self, names: list[str]) -> dict[str, list[str]]:

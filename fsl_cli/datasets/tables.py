@@ -6,6 +6,7 @@ A release is a file for each split, or one with the images and one with the labe
     data or images + labels     the same with a class number for each image, names in catname2label (Gidaris, Lee et al.)
     images without labels       uint8 [classes, each, H, W, C]
     a list without names        PNG or JPEG files as arrays of bytes, labels in the other file      (tieredImageNet)
+    images + label_specific     what the authors' program makes of the latter, by OpenCV: blue, green, red
 """
 
 import pickle
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fsl_cli.datasets import archives
 from fsl_cli.datasets.images import open_image, to_item
 from fsl_cli.datasets.packed import SPLITS, Raw, blank
 
+EDITION = 2  # of the packed form: raise it when the same files are to give other pixels
 SUFFIXES = (".pkl", ".pickle", ".npz")
 IMAGES, LABELS = ("image_data", "images", "data", "x"), ("labels", "label_specific", "targets", "y")
 OTHER_PHASE = re.compile("phase_(val|test)")  # more images of the training classes, which are in no published protocol
@@ -75,6 +78,8 @@ def _parts(sources: list[Path], known: set[str]) -> Iterator[tuple[Any, list[str
         if len(shape) == 5:
             table.setdefault("labels", np.repeat(np.arange(shape[0]), shape[1]))
             images = images.reshape(-1, *shape[2:])
+        if "label_specific" in table and len(shape) == 4:
+            images = images[..., ::-1]
         try:
             labels = _labels(table, len(images))
         except (TypeError, ValueError, IndexError) as error:
@@ -124,6 +129,8 @@ def load(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
+                if sum(member.file_size for member in file.zip.infolist()) > archives.limit(path):
+                    raise ValueError("far more is in it than its size allows")
                 return {key: file[key] for key in file.files}
         with path.open("rb") as file:
             content = _plain(Restricted(file, encoding="latin1").load())
@@ -168,7 +175,7 @@ class _Array:
 def _array(content: Any, kind: _Kind, shape: tuple[int, ...], order: str) -> Any:
     dtype = kind.dtype()
     if dtype.hasobject:
-        return [_plain(value) for value in content] if isinstance(content, list) else None
+        return _plain(content) if isinstance(content, list) else None
     if isinstance(content, str):  # as Python 2 wrote it
         content = content.encode("latin1")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C")
@@ -214,12 +221,18 @@ class Restricted(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module_name}.{global_name}") from None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return _plain(value.value) if isinstance(value, _Array) else value
+def _plain(value: Any, made: dict[int, Any] | None = None) -> Any:
+    made = {} if made is None else made  # what stands in many places is made once: a few bytes could fill the memory
+    if not isinstance(value, dict | list | tuple | _Array):
+        return value
+    if id(value) not in made:
+        if isinstance(value, _Array):
+            made[id(value)] = _plain(value.value, made)
+        elif isinstance(value, dict):
+            made[id(value)] = {key: _plain(part, made) for key, part in value.items()}
+        else:
+            made[id(value)] = [_plain(part, made) for part in value]
+    return made[id(value)]
 
 
 def _text(value: Any) -> str:

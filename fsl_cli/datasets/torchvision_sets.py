@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fsl_cli.datasets import archives
 from fsl_cli.datasets.class_splits import Splits, by_name, by_number, listed
 from fsl_cli.datasets.images import to_item
-from fsl_cli.datasets.packed import Packed, Raw, digest
+from fsl_cli.datasets.packed import Packed, Raw, digest, locked
 from fsl_cli.datasets.resized import Resized
 
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
 TIMEOUT_S = 30
+# What torchvision raises for files that are cut off or something else; not all of its downloads have a checksum.
+BROKEN = (*archives.BROKEN, HTTPException, ValueError, LookupError, AssertionError)
 
 
 @dataclass(kw_only=True)
@@ -49,16 +52,27 @@ class Torchvision(Resized):
     split: str | None = None
     transposed: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lists = listed(self.split) if self.split else None
+
     def load(self) -> Packed:
         # As for Omniglot the key has nothing of the source: torchvision verifies the files, and there is one edition of them.
         key = digest(EDITION, self.kind, self.parts, self.images, self.transposed)
         return self.packed(self.name, key, self._read, self._splits)
 
     def _splits(self, names: list[str]) -> Splits:
-        return by_name(names, listed(self.split)) if self.split else by_number(len(names))
+        if self.lists is None:
+            return by_number(len(names))
+        strange = {name for own in self.lists.values() for name in own} - set(names)
+        if strange:
+            raise ValueError(f"dataset.split = {self.split} has {min(strange)!r}, no class of {self.name}. Leave it as it is.")
+        return by_name(names, self.lists)
 
     def _read(self) -> Raw:
-        parts = [self._open(part) for part in self.parts]
+        # Sets that share files, as CIFAR-FS and FC100, are not downloaded over each other.
+        with locked(Path(self.cache_dir).expanduser() / f".{self.kind}.lock", self.cache_dir):
+            parts = [self._open(part) for part in self.parts]
         total = sum(len(part) for part in parts)
         items = np.empty((total, self.channels, self.size, self.size), np.uint8)
         labels = np.empty(total, np.int64)
@@ -103,10 +117,11 @@ class Torchvision(Resized):
             raise ValueError(
                 f"dataset = {self.name} needs the package {error.name} to read its files. Install it: pip install {error.name}."
             ) from error
-        except (OSError, RuntimeError, HTTPException, ValueError) as error:
+        except BROKEN as error:
             raise ValueError(
                 f"data_dir: {self.data_dir} has no whole {self.name}, and it cannot be downloaded ({error}). Put there what "
-                f"torchvision.datasets.{self.kind} downloads, or run once where there is a network."
+                f"torchvision.datasets.{self.kind} downloads; or delete what is there of it, as a download that was stopped "
+                "leaves, and run once where there is a network."
             ) from error
 
 
