@@ -1,6 +1,7 @@
 """Checkpoints and classifiers: tensors and plain values only, written atomically, loaded without running foreign code."""
 
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Iterable
@@ -76,6 +77,8 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
         raise ValueError(f"{key} = {path}: there is no such file. Name {what} that {writer} wrote.")
     if not path.is_file():  # what never ends would be read until the memory is full
         raise ValueError(f"{key} = {path} is a device or a pipe. Name a file that {writer} wrote.")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{key} = {path} is there, but you may not read it. Allow it, or name another.")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fsl_cli import folders, loading
 from fsl_cli.classifier import Classifier
-from fsl_cli.errors import RunError, told
+from fsl_cli.errors import RunError, out_of_memory, told
 from fsl_cli.schema import Format, register
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,17 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"classifier = {cfg.classifier} takes texts, and only those of images can be exported. Use fsl predict.")
     draft = output.with_name(f".{os.getpid()}-{output.name}")
     try:
-        answers = (write_torch if cfg.format == Format.torch else write_onnx)(classifier, draft)
+        try:
+            answers = (write_torch if cfg.format == Format.torch else write_onnx)(classifier, draft)
+        except RuntimeError as error:  # of the exporter, which cannot follow every network for any number of images
+            if out_of_memory(error):
+                raise
+            trained = classifier.trained
+            raise RunError(
+                f"classifier = {cfg.classifier}: algo = {trained.origin['choices']['algo']} under norm = {trained.algo.norm} "
+                f"cannot be exported by format={cfg.format.value} ({str(error).splitlines()[0]}). "
+                "Use fsl predict, or adapt with another algorithm or norm."
+            ) from error
         difference = compare(classifier, answers)
         draft.replace(output)
     finally:

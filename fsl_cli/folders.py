@@ -1,5 +1,6 @@
 """The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ def labelled(folder: str) -> list[Labelled]:
         raise ValueError(
             f"support = {folder} is a file, expected a folder with a folder of images for each class, or a model of texts."
         )
+    gone = next((path for path in _sorted(root) if _leads_nowhere(path)), None)
+    if gone is not None:  # a class, perhaps
+        raise ValueError(f"support: {gone} is a link to {gone.readlink()}, which is not there. Mend or remove it.")
     stray = [path for path in _sorted(root) if _is_image(path)]
     if stray:
         raise ValueError(
@@ -71,7 +75,7 @@ def images(place: str) -> list[Path]:
 
 def new(place: str | Path, key: str) -> Path:
     """A file that is to be written under `key`, where that can be done; refuses one that exists already."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
     if path.exists():
         raise ValueError(f"{key} = {place} is there already. Choose another name, or remove it.")
     try:
@@ -132,9 +136,11 @@ def table(place: str, key: str, read: Callable[[Path], list[T]]) -> list[T]:
 
 def there(place: str, key: str) -> Path:
     """The file or folder that the user named under `key`."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
     if not path.exists():
         raise ValueError(f"{key} = {place}: there is no such file or folder.")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{key} = {place} is there, but you may not read it. Allow it, or name another.")
     return path
 
 
@@ -153,6 +159,10 @@ def _hidden(path: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file, or a link to nothing, claims to be an image: by the suffix of one, a file also by having none."""
-    claims = path.suffix.lower() in Image.registered_extensions().keys() | OTHERS
-    return (claims or not path.suffix) if path.is_file() else claims and path.is_symlink() and not path.exists()
+    """Whether a file, or a link to nothing, claims to be an image: by the suffix of one, or by having none."""
+    claims = not path.suffix or path.suffix.lower() in Image.registered_extensions().keys() | OTHERS
+    return claims and (path.is_file() or _leads_nowhere(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()

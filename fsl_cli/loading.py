@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
@@ -17,6 +19,7 @@ from fsl_cli.config import arguments, build, check, composed, head_width, locate
 from fsl_cli.datasets.images import check_size
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
+from fsl_cli.errors import explain
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.overrides import quoted, typed
@@ -177,11 +180,19 @@ def load(path: str | Path | None = None, *overrides: str) -> Trained:
     Raises:
         ValueError: the file is missing, damaged or of another kind, or an option is wrong; the sentence says how to mend it.
     """
-    words = [*overrides, *([] if path is None else [f"checkpoint={path}"])]
-    return open_trained(*composed("predict", prepare(quoted(words))))[0]
+    return _opened([*overrides, *([] if path is None else [f"checkpoint={path}"])])[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
     """The classifier in a file that `fsl adapt` or `Classifier.save` wrote; arguments and errors are those of `load`."""
-    trained, content = open_trained(*composed("predict", prepare(quoted([*overrides, f"classifier={path}"]))))
+    trained, content = _opened([*overrides, f"classifier={path}"])
     return restored(trained, content["classifier"])
+
+
+def _opened(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
+    try:
+        return open_trained(*composed("predict", prepare(quoted(overrides))))
+    except (HydraException, OmegaConfBaseException) as error:
+        explained = explain(error)
+        assert explained is not None, "errors of Hydra are told"
+        raise ValueError(explained[0]) from error

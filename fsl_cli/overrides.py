@@ -26,7 +26,7 @@ def quoted(overrides: Iterable[str]) -> list[str]:
                 raise ValueError(f"{key} has no value. Give it one, {key}=PATH, or leave it out.")
             word = expanded(word)
             value = word.partition("=")[2]
-            if value != "null" and value[0] not in "'\"" and "${" not in value:
+            if value != "null" and _unquoted(value) == value and "${" not in value:
                 escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
                 word = f"{key}='{escaped}'"
         words.append(word)
@@ -36,7 +36,14 @@ def quoted(overrides: Iterable[str]) -> list[str]:
 def expanded(word: str) -> str:
     """An override in which `~` at the beginning of the name of a file is home."""
     key, _, value = word.partition("=")
-    return f"{key}={Path(value).expanduser()}" if key in PATHS and value.startswith("~") else word
+    if key not in PATHS or not value.startswith("~"):
+        return word
+    try:
+        return f"{key}={Path(value).expanduser()}"
+    except RuntimeError as error:
+        raise ValueError(
+            f"{key} = {value}, but there is no user of that name. Give the whole path of what is called so."
+        ) from error
 
 
 def _unquoted(value: str) -> str:

@@ -8,7 +8,6 @@ learned its classes before, in `fsl adapt`.
 import csv
 import json
 import logging
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def chosen(classifier: Classifier) -> dict[str, Any]:
     if not found.threshold:
         log.info(f"No threshold tells unknown classes from these by their support {classifier.trained.what}: nothing is refused")
     log.info(
-        f"reject_below = {found.threshold:.3f}, chosen on the support {classifier.trained.what}: it keeps "
+        f"reject_below = {found.threshold:.6g}, chosen on the support {classifier.trained.what}: it keeps "
         f"{100 * found.kept:.0f} % of {found.known} that were left out, and refuses {100 * found.refused:.0f} % of "
         f"{found.unknown} left out with their whole class"
     )
@@ -123,7 +122,7 @@ def table(answers: Answers, column: str) -> list[str]:
         name, chance = answer.ranking[1]
         rows.append(
             (
-                textwrap.shorten(item, TEXT) if column == "text" else item,
+                _shortened(item) if column == "text" else item,
                 answer.label,
                 f"{100 * answer.probability:.1f} %",
                 f"{name} ({100 * chance:.1f} %)",
@@ -133,6 +132,12 @@ def table(answers: Answers, column: str) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines + ([f"... and {len(answers) - SHOWN} more"] if len(answers) > SHOWN else [])
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text in one line, cut where it must be: not every language parts its words."""
+    line = " ".join(text.split())
+    return line if len(line) <= TEXT else f"{line[: TEXT - 4]} ..."
 
 
 def _printable(word: str) -> str:

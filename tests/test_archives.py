@@ -142,10 +142,17 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
     scandir = archives.os.scandir
 
     def refuse(path):
-        if str(path).endswith("dog"):
+        if Path(path).name in ("dog", ".Trashes", "lost+found"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(archives.os, "scandir", refuse)
-    with pytest.raises(PermissionError, match="dog"):
+    with pytest.raises(ValueError, match=r"dog cannot be read \(Permission denied\)\. Mend that, or remove it\.$"):
         archives.listing(tmp_path)
+    monkeypatch.setattr(archives.os, "scandir", scandir)
+    whole = archives.listing(tmp_path)
+    monkeypatch.setattr(archives.os, "scandir", refuse)
+    (tmp_path / "set/dog").rename(tmp_path / "set/cow")
+    for hidden in (".Trashes", "lost+found"):  # as on a disk of its own
+        (tmp_path / hidden).mkdir()
+    assert len(archives.listing(tmp_path)) == len(whole)

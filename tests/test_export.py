@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, fsl, full_disk, message
+from support_algos import SHAPE, make
 
 import fsl_cli
+from fsl_cli import export
+from fsl_cli.classifier import Trained
+from fsl_cli.datasets.packed import Dataset
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -42,6 +46,36 @@ def test_an_exported_classifier_answers_the_same_without_fsl(algo, models, drawi
     with torch.no_grad():
         expected = classifier.probabilities(classifier.trained.inputs(items))
     torch.testing.assert_close(torch.tensor(answers), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algo", "model", "norm"),
+    [
+        ("cnp", "conv4", "running"),
+        pytest.param("relationnet", "conv4_maps", "running", marks=pytest.mark.slow),
+        pytest.param("snail", "conv4", "running", marks=pytest.mark.slow),
+        pytest.param("protonet", "conv4", "support", marks=pytest.mark.slow),
+    ],
+)
+def test_any_number_of_images_goes_through_an_exported_file(algo, model, norm):
+    network = make(algo, model).float().eval()
+    network.use_norm(norm)
+    items = np.random.default_rng(0).integers(0, 256, (9, *SHAPE), dtype=np.uint8)
+    classifier = Trained(network, Dataset.item, SHAPE, {"choices": {"algo": algo}}).learn(items, "abcabcabc")
+    assert export.compare(classifier, export.write_torch(classifier, Path("kept.pt2"))) < 1e-4
+
+
+def test_what_the_exporter_cannot_follow_ends_in_a_sentence(models, drawings, monkeypatch, capfd):
+    def failing(*_):
+        raise RuntimeError("Constraints violated (images)!\nSuggested fixes:")
+
+    monkeypatch.setattr(export, "write_torch", failing)
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    said = message(monkeypatch, capfd, "export", "classifier=kept", code=1)
+    assert said == (
+        "classifier = kept: algo = protonet under norm = running cannot be exported by format=torch (Constraints violated "
+        "(images)!). Use fsl predict, or adapt with another algorithm or norm."
+    )
 
 
 def test_onnx_packages_that_are_missing_are_named(models, drawings, monkeypatch, capfd):

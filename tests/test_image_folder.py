@@ -212,6 +212,12 @@ def test_options_are_checked_at_once(options, message):
         ImageFolder(root="nowhere", cache_dir="nowhere", **{"fractions": [0.6, 0.2, 0.2], **options})
 
 
+def test_formats_that_predict_reads_are_no_less_images_here(tmp_path):
+    kinds = {"apng": "PNG", "dib": "DIB", "j2k": "JPEG2000", "pbm": "PPM", "pcx": "PCX", "pnm": "PPM"}
+    write_folder(tmp_path / "own", {f"{c}/0.{suffix}": picture(c, kind) for suffix, kind in kinds.items() for c in range(2)})
+    assert own(tmp_path / "own").counts.tolist() == [6, 6]
+
+
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same(tmp_path):
     waves = np.sin(np.arange(400) / 40)
     large = Image.fromarray((120 * (waves[:, None, None] * waves[None, :300, None] * [1, 0.5, -1] + 1)).astype(np.uint8))

@@ -1,5 +1,6 @@
 """`fsl_cli.load()` and what follows, from Python."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_python_names_mistakes_too(models, drawings):
         source.adapt([__file__, image], ["a", "b"])
     with pytest.raises(ValueError, match="no such file"):
         fsl_cli.load("nowhere.pt")
+    for word, said in {
+        "querry=1": "There is no key querry. Did you mean query?",
+        "size=some": "size = 'some', but it must be a whole number",
+        "algo=none": "algo = 'none', but there is no configs/algo/none.yaml",
+        "size": "size cannot be read as key=value",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+            fsl_cli.load(models / "protonet" / "best.pt", word)
     classifier = source.adapt([image, image], ["a", "b"])
     for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
@@ -57,12 +66,18 @@ def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
         "integers": (grey.astype(np.int64), r"ndarray int64 \[28, 28\]"),
         "empty": (grey[:0], r"ndarray uint8 \[0, 28\]"),
         "a row": (grey[0], r"ndarray uint8 \[28\]"),
+        "no pixels": (Image.new("L", (0, 5)), r"<PIL\.Image\.Im.*"),
         "a tensor": (torch.from_numpy(grey.copy()), r"Tensor torch\.uint8 \[28, 28\]"),
         "nothing": (None, "None"),
         "bytes": (b"PNG", "b'PNG'"),
     }.values():
         with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array uint8"):
             classifier([grey, found])
+    Image.effect_noise((60, 60), 50).save("whole.png")
+    Path("short.png").write_bytes(Path("whole.png").read_bytes()[:1000])
+    said = r"^Image 2 is not an image that can be read \(.*truncated.*\)\. Replace it"
+    with Image.open("short.png") as short, pytest.raises(ValueError, match=said):
+        classifier([grey, short])
 
 
 def test_python_works_inside_a_hydra_program(models, drawings):

@@ -15,12 +15,14 @@ from support_files import write_folder, write_zip
 from support_runs import SMALL_TEXT, result, rows, summary, table
 
 import fsl_cli
+from fsl_cli.classifier import Prediction
 from fsl_cli.config import build
 from fsl_cli.datasets.class_splits import listed
 from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.datasets.texts import to_texts
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.models.texts import TextEmbedding
+from fsl_cli.predict import table as table_of
 from fsl_cli.sources import open_store
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -234,6 +236,14 @@ def test_texts_are_trained_on_evaluated_and_predicted(algo: str, words: list[str
     assert said.startswith("classifier = kept takes texts, and only those of images can be exported.")
 
 
+def test_a_long_text_is_shown_by_its_beginning_whether_or_not_it_has_blanks():
+    answer = Prediction("a", 0.9, [("a", 0.9), ("b", 0.1)])
+    for text in ("字" * 100, "word " * 30, "w" * 100):
+        shown = table_of([(text, answer)], "text")[1]
+        assert shown.startswith(text[:70]) and " ...  a " in shown
+    assert table_of([("a  short\ttext", answer)], "text")[1].startswith("a short text  a ")
+
+
 def test_python_takes_texts_and_says_what_is_wrong(monkeypatch: Any):
     table("own.csv", 16)
     data = ["dataset=text_csv", "dataset.file=own.csv", "dataset.fractions=[0.5,0.25,0.25]", "steps=2", "eval_every=2"]
@@ -273,6 +283,17 @@ def test_mistakes_with_texts_end_in_a_sentence(monkeypatch: Any, capfd: Any):
         assert said.startswith(f"support = {support}.csv") and reason in said
     said = message(monkeypatch, capfd, *ask, "support=own.csv", "query=latin.csv")
     assert said.startswith("query = latin.csv is not a text in UTF-8")
+    long = "words " * 5_000
+    Path("long.csv").write_text(f"text,label\nhello,a\n\n{long},b\n")
+    Path("long.txt").write_text(f"hello\n\n{long}\n")
+    for key, files in (
+        ("support", ("long.csv", "own.csv")),
+        ("query", ("own.csv", "long.csv")),
+        ("query", ("own.csv", "long.txt")),
+    ):
+        said = message(monkeypatch, capfd, *ask, f"support={files[0]}", f"query={files[1]}")
+        place = files[key == "query"] + (", line 4" if "long.csv" in files else ", line 3")
+        assert said.startswith(f"{key} = {place} ('words words words words words '...) has 29,999 bytes, expected at most 20,000")
     assert "model = bag_of_words has no weights yet" in message(
         monkeypatch, capfd, "predict", "model=bag_of_words", "support=own.csv", "query=own.csv", "device=cpu"
     )

@@ -105,7 +105,7 @@ class Algorithm(nn.Module, ABC):
         return lambda queries: predictor(self.embed(queries))
 
     def _together(self, support: Examples, queries: Tensor) -> Tensor:
-        unknown = support.targets.new_zeros(len(queries), support.targets.shape[-1])
+        unknown = support.targets.new_zeros(queries.shape[0], support.targets.shape[-1])
         episode = Episode(support, Examples(queries, unknown))
         one = Episode(*(Examples(part.inputs.unsqueeze(0), part.targets.unsqueeze(0)) for part in episode))
         return self.predictions(one).squeeze(0)

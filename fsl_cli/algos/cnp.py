@@ -40,7 +40,7 @@ class CNP(Algorithm):
         check_way(self.way, support.targets)
         scaled = scaling(support.inputs, self.standardise)
         code = self._code(Examples(scaled(support.inputs), support.targets))
-        return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(len(queries), -1)], dim=1))
+        return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(queries.shape[0], -1)], dim=1))
 
     def _code(self, support: Examples) -> Tensor:
         """What stands for the episode: `[way * code]`, in regression `[code]`."""

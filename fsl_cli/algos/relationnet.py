@@ -72,7 +72,7 @@ class Relation(nn.Module):
     def forward(self, queries: Tensor, prototypes: Tensor) -> Tensor:
         of_class, of_query = self.first.weight.chunk(2, dim=1)
         pairs = self._half(queries, of_query).unsqueeze(1) + self._half(prototypes, of_class, self.first.bias)
-        return self.layers(pairs.flatten(0, 1)).unflatten(0, (len(queries), len(prototypes))).squeeze(-1)
+        return self.layers(pairs.flatten(0, 1)).unflatten(0, (queries.shape[0], len(prototypes))).squeeze(-1)
 
     def _half(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """What the first layer makes of one half of a pair, `[n, features]`."""

@@ -58,7 +58,7 @@ class SNAIL(Algorithm):
             seen = torch.cat([seen, layer(seen)], dim=1)
 
         def predictor(queries: Tensor) -> Tensor:
-            last = torch.cat([queries, queries.new_zeros(len(queries), self.way)], dim=1)
+            last = torch.cat([queries, queries.new_zeros(queries.shape[0], self.way)], dim=1)
             for layer, earlier in zip(self.layers, before, strict=True):
                 assert isinstance(layer, Attention | Convolution)
                 last = torch.cat([last, layer.after(earlier, last)], dim=1)

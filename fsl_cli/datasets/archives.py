@@ -62,8 +62,15 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
 
 def listing(folder: Path) -> list[str]:
     """The files below a folder by their sorted names with `/`; links are followed, but not up, each folder is visited once."""
+
+    def refuse(error: OSError) -> None:
+        """What is in a closed folder would be left out without a word; what is hidden is no data anyway."""
+        parts = Path(error.filename).relative_to(folder).parts
+        if not any(part.startswith((".", "lost+found")) for part in parts):
+            raise ValueError(f"{error.filename} cannot be read ({error.strerror}). Mend that, or remove it.") from error
+
     names, seen = [], {str(above) for above in Path(os.path.realpath(folder)).parents}
-    for place, inner, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for place, inner, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             inner.clear()
@@ -73,11 +80,6 @@ def listing(folder: Path) -> list[str]:
         below = Path(place).relative_to(folder)
         names += [(below / name).as_posix() for name in files]
     return sorted(names)
-
-
-def _refuse(error: OSError) -> None:
-    """Refuses a folder that cannot be listed: its images would be missed by nobody."""
-    raise error
 
 
 def refuse_odd_name(path: Path, key: str) -> None:

@@ -30,7 +30,8 @@ BROKEN = (
 )
 
 SUFFIXES: Set[str] = {
-    *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+    *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    *(".apng", ".dib", ".j2k", ".jpf", ".jpx", ".pbm", ".pcx", ".pnm", ".psd"),
 }
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras: Pillow would read a preview at best
 OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pillow may be unable to open
@@ -129,8 +130,11 @@ def as_image(image: object, number: int) -> Image.Image:
     if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size:
         with suppress(TypeError):  # Pillow has no mode for such numbers or channels
             found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if isinstance(found, Image.Image):
-        return plain(found)
+    if isinstance(found, Image.Image) and 0 not in found.size:
+        try:
+            return plain(found)
+        except BROKEN as error:  # of a file that Pillow opened, and reads only now
+            raise _refusal(f"Image {number}", _reason("", error)) from error
     raise ValueError(
         f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array uint8 [H, W], [H, W, 1], "
         "[H, W, 3] or [H, W, 4] of values from 0 to 255. Convert it."

@@ -39,13 +39,19 @@ def to_items(texts: Iterable[str]) -> np.ndarray:
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.split() or not _encodable(text):
             raise ValueError(f"Text {number} is {text!r}, expected a text with at least one word. Mend it or leave it out.")
+        refuse_long(text, f"Text {number}")
         items.append(" ".join(text.split()).encode())
-        if len(items[-1]) > LONGEST:
-            raise ValueError(
-                f"Text {number} ({text[:30]!r}...) has {len(items[-1]):,} bytes, expected at most {LONGEST:,}: models read the "
-                "beginning alone. Shorten it."
-            )
     return np.array(items, dtype=np.bytes_)
+
+
+def refuse_long(text: str, place: str) -> None:
+    """Refuses a text that would make all items of its set too wide."""
+    size = len(" ".join(text.split()).encode())
+    if size > LONGEST:
+        raise ValueError(
+            f"{place} ({text[:30]!r}...) has {size:,} bytes, expected at most {LONGEST:,}: models read the beginning alone. "
+            "Shorten it."
+        )
 
 
 def _encodable(text: str) -> bool:
@@ -95,6 +101,7 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
         text, label = (cells[column] for column in columns)
         if not text or not label:
             raise ValueError(f"{path}, line {line}: the {'label' if text else 'text'} is empty. Fill it in, or remove the line.")
+        refuse_long(text, f"{path}, line {line}")
         sentences.append(Sentence(text, label))
     if len({sentence.label for sentence in sentences}) < 2:
         raise ValueError(f"{path} has texts of fewer than two labels, expected lines of text,label with two labels or more.")
@@ -109,7 +116,8 @@ def read_texts(path: Path) -> list[str]:
     """
     if not is_table(path.name):
         # Lines as editors count them: str.splitlines would part a text at other characters too.
-        texts = [line.strip() for line in io.StringIO(_decoded(path, None), newline=None) if line.strip()]
+        lines = enumerate(io.StringIO(_decoded(path, None), newline=None), start=1)
+        numbered = [(line, text.strip()) for line, text in lines if text.strip()]
     else:
         rows = _rows(path, None)
         names = [cell.lower() for cell in rows[0][1]]
@@ -120,14 +128,16 @@ def read_texts(path: Path) -> list[str]:
                     f"{path} has several columns, none of which its first line calls text. Call the one of texts so."
                 )
         column = names.index("text") if "text" in names else 0
-        texts = []
+        numbered = []
         for line, cells in rows["text" in names :]:
             if not "".join(cells[column : column + 1]):
                 raise ValueError(f"{path}, line {line}: the text is empty. Fill it in, or remove the line.")
-            texts.append(cells[column])
-    if not texts:
+            numbered.append((line, cells[column]))
+    if not numbered:
         raise ValueError(f"{path} has no texts, expected one for each line, or a csv file with a column text.")
-    return texts
+    for line, text in numbered:
+        refuse_long(text, f"{path}, line {line}")
+    return [text for _, text in numbered]
 
 
 def _refuse_headings(path: Path, rows: list[tuple[int, list[str]]], wanted: str) -> None:
