@@ -15,7 +15,7 @@ from fsl_cli.datasets.packed import SPLITS, Packed, Raw, digest
 from fsl_cli.datasets.resized import Resized
 
 FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # and what they hold
-EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
+EDITION = 2  # of the packed form: raise it when the same files are to give other pixels
 
 
 @dataclass(kw_only=True)
