@@ -53,6 +53,8 @@ def run(cfg: DictConfig) -> None:
     check_threshold(below, auto=True)
     folders.there(cfg.query, "query")
     trained, content = loading.open_trained(cfg, HydraConfig.get().runtime.choices)
+    # Before anything is learned, which can take minutes.
+    asked = folders.table(cfg.query, "query", read_texts) if trained.what == "texts" else folders.images(cfg.query)
     reader = folders.Reader(trained.item)
     if cfg.classifier is None:
         classifier = adapted(trained, cfg.support, reader)
@@ -63,7 +65,9 @@ def run(cfg: DictConfig) -> None:
     log.info(line(classifier))
     found = assess(classifier) if cfg.leave_one_out else {}
     refusal = chosen(classifier) if below == "auto" else {"reject_below": below}
-    answers = judged(classifier, cfg.query, reader, refusal["reject_below"])
+    answers = judged(classifier, asked, reader, refusal["reject_below"])
+    if not answers:
+        raise RunError(f"query = {cfg.query}: nothing in it could be read as an image. {list(reader.skipped.values())[-1]}")
     column = "file" if trained.what == "images" else "text"
     for words in table(answers, column):
         log.info(words)
@@ -86,21 +90,17 @@ def chosen(classifier: Classifier) -> dict[str, Any]:
     return {"reject_below": found.threshold, "rejection": found._asdict()}
 
 
-def judged(classifier: Classifier, query: str, reader: folders.Reader, reject_below: float | None) -> Answers:
+def judged(classifier: Classifier, asked: list[Any], reader: folders.Reader, reject_below: float | None) -> Answers:
     """What each file, or each text, is; a file that cannot be read is left to the reader's account."""
     if classifier.trained.what == "texts":
-        texts = folders.table(query, "query", read_texts)
-        return list(zip(texts, classifier(texts, reject_below), strict=True))
-    files = folders.images(query)
+        return list(zip(asked, classifier(asked, reject_below), strict=True))
     answers: Answers = []
-    with folders.bar(len(files), "predicting") as bar:
-        for start in range(0, len(files), BATCH):
-            part = files[start : start + BATCH]
+    with folders.bar(len(asked), "predicting") as bar:
+        for start in range(0, len(asked), BATCH):
+            part = asked[start : start + BATCH]
             items, kept = reader.read(part, bar)
             names = [str(file) for file, keep in zip(part, kept, strict=True) if keep]
             answers += zip(names, classifier.classify(items, reject_below), strict=True)
-    if not answers:
-        raise RunError(f"query = {query}: nothing in it could be read as an image. {list(reader.skipped.values())[-1]}")
     return answers
 
 

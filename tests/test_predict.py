@@ -92,6 +92,9 @@ def test_unreadable_files_are_named_and_the_rest_is_done(models, drawings, monke
         said = message(monkeypatch, capfd, *words[:-2], f"query={query}", "out=other", code=1)
         assert said.startswith(f"query = {query}: nothing in it could be read as an image. {query} is not an image that can be")
         assert not Path("other/predictions.csv").exists()
+    Path("empty").mkdir()
+    said = message(monkeypatch, capfd, *PREDICT, words[2], "support=nowhere", "query=empty", "out=other")
+    assert said.startswith("query = empty has no images")  # before anything is learned
 
 
 def test_pictures_that_pillow_cannot_open_are_named(models, drawings, monkeypatch, capfd):
