@@ -82,7 +82,13 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool
     ways = [(threads, chosen["workers"]) for threads in (halvings(before) if asked["threads"] == "auto" else [chosen["threads"]])]
     if asked["workers"] == "auto" and not draws(algo, batch):
         ways += [(chosen["threads"], workers) for workers in halvings(min(chosen["threads"] or before, tasks(batch)))[1:]]
-    chosen = _fastest(algo, batch, [{**chosen, "threads": threads, "workers": workers} for threads, workers in ways], captured)
+    # One by one, tasks are shared out to workers at other speeds than mapped.
+    sizes = sorted({1, chosen["task_chunk"]}) if asked["task_chunk"] == "auto" and len(ways) > 1 else [chosen["task_chunk"]]
+    ways = [
+        {"threads": threads, "workers": workers, "task_chunk": size}
+        for (threads, workers), size in itertools.product(ways, sizes)
+    ]
+    chosen = _fastest(algo, batch, [{**chosen, **one} for one in ways], captured)
     layouts = (False, True) if asked["channels_last"] == "auto" else (chosen["channels_last"],)
     sizes = halvings(-(-tasks(batch) // chosen["workers"])) if asked["task_chunk"] == "auto" else [chosen["task_chunk"]]
     ways = itertools.product(layouts, sizes)

@@ -7,6 +7,7 @@ minibatches at random; here they hold the classes in equal numbers, as far as th
 random would favour some outputs of the head.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,9 @@ from fsl_cli.models.embedding import Embedding
 
 BETA2, EPS = 0.999, 1e-8
 ORDER_SEED = 20180302  # of the one order in which minibatches visit support sets of a size
+
+
+Slopes = Callable[[Weights, Examples], tuple[Weights, Outcome]]
 
 
 class State(NamedTuple):
@@ -80,9 +84,8 @@ class Reptile(Algorithm):
 
     def path(self, support: Examples) -> list[Predictor]:
         steps: list[Weights] = [dict(self.named_parameters())]
-        steps += [
-            state.weights for state in self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch)
-        ]
+        states = self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch, self._slopes)
+        steps += [state.weights for state in states]
         return [self._predictor(weights, support.inputs) for weights in steps]
 
     def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
@@ -107,9 +110,12 @@ class Reptile(Algorithm):
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
-        return self.each(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch)[-1], support)
+        # A compiled step holds no plain gradient.
+        mapped = len(support.inputs) > 1 or torch.compiler.is_compiling()
+        slopes = self._slopes if mapped else self._plain_slopes
+        return self.each(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch, slopes)[-1], support)
 
-    def _descend(self, support: Examples, lr: float, steps: int, batch: int) -> list[State]:
+    def _descend(self, support: Examples, lr: float, steps: int, batch: int, slopes: Slopes) -> list[State]:
         """The state after each inner step on minibatches of a support set `[n, ...]`."""
         states = []
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
@@ -117,7 +123,7 @@ class Reptile(Algorithm):
         way = 1 if self.regression else support.targets.shape[-1]
         for step, chosen in enumerate(minibatches(len(support.inputs), way, batch, steps, support.inputs.device), start=1):
             part = Examples(support.inputs[chosen], support.targets[chosen])
-            grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
+            grads, result = slopes(weights, part)
             if self.inner_optimizer == "adam":
                 moments = {name: BETA2 * v + (1 - BETA2) * grads[name].square() for name, v in moments.items()}
                 correction = 1 - BETA2 ** (self.get_buffer("count") + step)
@@ -125,6 +131,19 @@ class Reptile(Algorithm):
             weights = {name: weight - lr * grads[name] for name, weight in weights.items()}
             states.append(State(weights, moments, result))
         return states
+
+    def _slopes(self, weights: Weights, part: Examples) -> tuple[Weights, Outcome]:
+        """The gradient of the loss on a minibatch, and what it was; may be mapped."""
+        grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
+        return grads, result
+
+    def _plain_slopes(self, weights: Weights, part: Examples) -> tuple[Weights, Outcome]:
+        """The same outside of a map, where the plain gradient spares a quarter of the time of a small network on a CPU."""
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        with torch.enable_grad():
+            loss, result = self._loss(leaves, part)
+        grads = torch.autograd.grad(loss, list(leaves.values()))
+        return dict(zip(leaves, grads, strict=True)), Outcome(*(part.detach() for part in result))
 
     def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
         result = self.outcome(functional_call(self, weights, part.inputs), part.targets)
