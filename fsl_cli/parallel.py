@@ -243,7 +243,8 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0][:120]  # without the place in the library's source
         raise RunError(
-            f"Process {rank()} of {world()} lost another process of the run ({str(error).splitlines()[0][:120]}). "
+            f"Process {rank()} of {world()} lost another process of the run ({reason}). "
             "Its own message says why; last.pt is from before: go on with resume."
         ) from error
