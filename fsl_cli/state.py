@@ -1,5 +1,6 @@
 """What changes in the course of a training run, and goes into its checkpoints."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.errors import RunError
+
+log = logging.getLogger(__name__)
 
 LEFT_OUT = 10  # steps in a row without a finite gradient after which a run has diverged
 
@@ -62,7 +65,8 @@ class Run:
         self.window = [[torch.tensor(value) for value in row] for row in self.window]
 
     def leave_out(self) -> None:
-        """Counts the step as one that was left out; too many in a row end the run."""
+        """Says that the step was left out, and counts it; too many in a row end the run."""
+        log.info(f"Step {self.step} is left out: its gradient in bfloat16 is not finite.")
         self.left_out += 1
         if self.left_out == LEFT_OUT:
             raise RunError(

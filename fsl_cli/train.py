@@ -157,7 +157,6 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     state.step += 1
     if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
         speed.reset(state.algo, before)
-        log.info(f"Step {state.step} is left out: its gradient in bfloat16 is not finite.")
         state.leave_out()
     else:
         state.left_out = 0

@@ -84,11 +84,8 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool
         ways += [(chosen["threads"], workers) for workers in halvings(min(chosen["threads"] or before, tasks(batch)))[1:]]
     # One by one, tasks are shared out to workers at other speeds than mapped.
     sizes = sorted({1, chosen["task_chunk"]}) if asked["task_chunk"] == "auto" and len(ways) > 1 else [chosen["task_chunk"]]
-    ways = [
-        {"threads": threads, "workers": workers, "task_chunk": size}
-        for (threads, workers), size in itertools.product(ways, sizes)
-    ]
-    chosen = _fastest(algo, batch, [{**chosen, **one} for one in ways], captured)
+    first = [{"threads": t, "workers": w, "task_chunk": size} for (t, w), size in itertools.product(ways, sizes)]
+    chosen = _fastest(algo, batch, [{**chosen, **one} for one in first], captured)
     layouts = (False, True) if asked["channels_last"] == "auto" else (chosen["channels_last"],)
     sizes = halvings(-(-tasks(batch) // chosen["workers"])) if asked["task_chunk"] == "auto" else [chosen["task_chunk"]]
     ways = itertools.product(layouts, sizes)

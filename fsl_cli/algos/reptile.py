@@ -23,7 +23,6 @@ from fsl_cli.models.embedding import Embedding
 BETA2, EPS = 0.999, 1e-8
 ORDER_SEED = 20180302  # of the one order in which minibatches visit support sets of a size
 
-
 Slopes = Callable[[Weights, Examples], tuple[Weights, Outcome]]
 
 
@@ -110,8 +109,7 @@ class Reptile(Algorithm):
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
-        # A compiled step holds no plain gradient.
-        mapped = len(support.inputs) > 1 or torch.compiler.is_compiling()
+        mapped = len(support.inputs) > 1 or torch.compiler.is_compiling()  # as `each` does; nor is a plain gradient compiled
         slopes = self._slopes if mapped else self._plain_slopes
         return self.each(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch, slopes)[-1], support)
 
