@@ -160,8 +160,8 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
 
 def head_width(algo: DictConfig) -> int | None:
     """The number of classes that an algorithm has a head for; None: any."""
-    # ProtoMAML makes a head for the classes there are.
-    return None if "way" not in algo or algo.get("head") == "prototypes" else algo.way
+    # ProtoMAML, and Reptile if it is to, make a head for the classes there are.
+    return None if "way" not in algo or algo.get("head") in ("prototypes", "fresh") else algo.way
 
 
 def must_be(key: str, value: str, kind: str) -> str:

@@ -147,14 +147,14 @@ def plain_reptile_batches(built: Reptile, n: int) -> list[list[int]]:
 
 
 def test_reptile_with_one_sgd_step_is_the_plain_gradient():
-    built = make("reptile", "conv4", "algo.inner_optimizer=sgd", "algo.inner_steps=1", "algo.inner_batch=100").train()
+    built = make("reptile", "conv4", "algo.head=learned", "algo.inner_steps=1", "algo.inner_batch=100").train()
     batch = blobs(3, 3, 2, 0)
     built.backward(batch)
     found = gradients(built)
     built.zero_grad()
     assert isinstance(built, Reptile)
     losses = [
-        functional.cross_entropy(built(inputs), targets)
+        functional.cross_entropy(built.logits(dict(built.named_parameters()), inputs), targets)
         for inputs, targets in zip(batch.support.inputs, batch.support.targets, strict=True)
     ]
     torch.stack(losses).mean().backward()
@@ -164,7 +164,13 @@ def test_reptile_with_one_sgd_step_is_the_plain_gradient():
 
 def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
     built = make(
-        "reptile", "mlp", "algo.inner_optimizer=adam", "algo.inner_lr=0.001", "algo.inner_steps=7", "algo.inner_batch=4"
+        "reptile",
+        "mlp",
+        "algo.head=learned",
+        "algo.inner_optimizer=adam",
+        "algo.inner_lr=0.001",
+        "algo.inner_steps=7",
+        "algo.inner_batch=4",
     ).train()
     assert isinstance(built, Reptile)
     batch = blobs(2, 3, 3, 0)
@@ -174,7 +180,7 @@ def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
         optimizer = torch.optim.Adam(network.parameters(), lr=built.inner_lr, betas=(0.0, 0.999))
         for rows in plain_reptile_batches(built, len(inputs)):
             optimizer.zero_grad()
-            functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
+            functional.cross_entropy(network.logits(dict(network.named_parameters()), inputs[rows]), targets[rows]).backward()
             optimizer.step()
         adapted.append(dict(network.named_parameters()))
     before = {name: weight.detach().clone() for name, weight in built.named_parameters()}
@@ -183,6 +189,41 @@ def test_reptile_equals_torch_adam_on_a_copy_of_the_network_per_task():
         mean = torch.stack([weights[name].detach() for weights in adapted]).mean(0)
         torch.testing.assert_close(before[name] - value, mean, rtol=1e-6, atol=1e-9)
     assert built.get_buffer("count") == 7
+
+
+def test_reptile_with_a_fresh_head_favours_no_class_and_takes_any_way():
+    built = make("reptile", "conv4", "algo.head=fresh").train()
+    batch, more = blobs(2, 3, 2, 4), blobs(1, 7, 1, 2)
+    optimizer = torch.optim.Adam(built.parameters(), lr=0.01)
+    for _ in range(2):
+        built.backward(batch)
+        assert all(gradient.any() for gradient in gradients(built).values())
+        optimizer.step()
+    support, order = Examples(batch.support.inputs[0], batch.support.targets[0]), torch.tensor([2, 0, 1])
+    renamed = Examples(support.inputs, support.targets[:, order])
+    built.eval()
+    logits, found = (built.adapt(part)(batch.query.inputs[0]) for part in (support, renamed))
+    torch.testing.assert_close(found, logits[:, order])
+    learned = make("reptile", "conv4", "algo.head=learned").eval()
+    logits, found = (learned.adapt(part)(batch.query.inputs[0]) for part in (support, renamed))
+    assert not torch.allclose(found, logits[:, order])
+    path = built.path(Examples(more.support.inputs[0], more.support.targets[0]))
+    assert not path[0](more.query.inputs[0]).any() and path[-1](more.query.inputs[0]).shape == (14, 7)
+
+
+def test_reptile_with_a_fresh_head_is_a_learned_one_whose_weights_are_zeros():
+    fresh, learned = (make("reptile", "conv4", f"algo.head={head}").train() for head in ("fresh", "learned"))
+    with torch.no_grad():
+        for name, weight in learned.named_parameters():
+            if name.startswith("head."):
+                weight.zero_()
+    batch = blobs(2, 3, 2, 0)
+    fresh.backward(batch)
+    learned.backward(batch)
+    found, expected = gradients(fresh), gradients(learned)
+    assert expected.keys() - found.keys() == {"head.weight", "head.bias"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_reptile_visits_every_support_item_before_it_repeats_one_and_the_classes_in_turn():

@@ -277,6 +277,7 @@ def test_a_stopped_regression_resumes_bit_identical_and_sweeps_run(monkeypatch: 
         (["algo=protonet"], ["algo=protonet tells classes apart", "dataset=sine has values to predict"]),
         (["algo=finetune"], ["algo=finetune", "dataset=sine"]),
         (["algo=relationnet"], ["algo=relationnet", "dataset=sine"]),
+        (["algo=reptile", "algo.head=fresh"], ["algo.head = fresh", "dataset=sine", "algo.head=learned"]),
         (["algo=protomaml"], ["algo=protomaml", "dataset=sine", "algo=maml"]),
         (["algo=maml", "task=5way1shot"], ["task.way = 5", "dataset=sine", "task=sine"]),
         (["algo=maml", "task.shot=0"], ["task.shot = 0, but it must be at least 1"]),

@@ -5,6 +5,9 @@ is the published update. The inner Adam has beta1 = 0; its second moments live o
 tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept. It draws
 minibatches at random; here they hold the classes in equal numbers, as far as they go, in one order for all tasks: the same at
 random would favour some outputs of the head.
+
+`head=fresh` starts every task, of any way, with a head of zeros: which output stands for which class is drawn anew in every
+task, so that all by which the outputs of a learned head differ is noise.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
+from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
 from fsl_cli.episodes import Episode, Examples, chunks
@@ -52,12 +56,16 @@ class Reptile(Algorithm):
         eval_inner_lr: float | None,
         eval_inner_steps: int,
         eval_inner_batch: int,
+        head: Literal["learned", "fresh"] = "learned",
         regression: bool = False,
     ) -> None:
         super().__init__(regression)
         for name, rate in (("inner_lr", inner_lr), ("eval_inner_lr", eval_inner_lr)):
             if rate is not None and rate <= 0:
                 raise ValueError(f"algo.{name} = {rate}, but it must be positive.")
+        if head == "fresh" and (regression or inner_optimizer == "adam"):
+            why = "functions (dataset=sine) have no classes" if regression else "the moments of Adam live on between tasks"
+            raise ValueError(f"algo.head = fresh, but {why}. Use algo.head=learned.")
         for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("eval_inner_batch", eval_inner_batch)):
             if value < 1:
                 raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
@@ -65,7 +73,7 @@ class Reptile(Algorithm):
             raise ValueError(f"algo.eval_inner_steps = {eval_inner_steps}, but it must not be negative.")
         check_moves(model.parameters())
         self.model = model
-        self.head = nn.Linear(model.out_features, way)
+        self.head = nn.Linear(model.out_features, way) if head == "learned" else None
         self.inner_optimizer, self.inner_lr = inner_optimizer, inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.eval_inner_lr = eval_inner_lr or inner_lr
@@ -74,22 +82,31 @@ class Reptile(Algorithm):
         for name, weight in list(self.named_parameters()):
             self.register_buffer(_moment(name), torch.zeros_like(weight))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `[n, way]` of the network as it stands."""
-        return self.head(self.model(inputs))
+    def logits(self, weights: Weights, inputs: Tensor) -> Tensor:
+        """Logits `[n, way]` of the network under `weights`."""
+        body = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
+        return functional.linear(functional_call(self.model, body, inputs), weights["head.weight"], weights["head.bias"])
+
+    def start(self, way: int) -> Weights:
+        """The weights that a task begins with."""
+        weights = {name: weight.detach() for name, weight in self.named_parameters()}
+        if self.head is None:
+            some = next(iter(weights.values()))
+            weights |= {"head.weight": some.new_zeros(way, self.model.out_features), "head.bias": some.new_zeros(way)}
+        return weights
 
     def adapt(self, support: Examples) -> Predictor:
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
-        steps: list[Weights] = [dict(self.named_parameters())]
+        steps = [self.start(support.targets.shape[-1])]
         states = self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch, self._slopes)
         steps += [state.weights for state in states]
         return [self._predictor(weights, support.inputs) for weights in steps]
 
     def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
-        """`forward` with `weights` in place of its own, under the norm protocol of an episode."""
-        return lambda queries: self.under_norm(lambda inputs: functional_call(self, weights, inputs), support, queries)
+        """`logits` under the norm protocol of an episode."""
+        return lambda queries: self.under_norm(lambda inputs: self.logits(weights, inputs), support, queries)
 
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:
@@ -116,8 +133,8 @@ class Reptile(Algorithm):
     def _descend(self, support: Examples, lr: float, steps: int, batch: int, slopes: Slopes) -> list[State]:
         """The state after each inner step on minibatches of a support set `[n, ...]`."""
         states = []
-        weights = {name: weight.detach() for name, weight in self.named_parameters()}
-        moments = {name: self.get_buffer(_moment(name)) for name in weights}
+        weights = self.start(support.targets.shape[-1])
+        moments = {name: self.get_buffer(_moment(name)) for name, _ in self.named_parameters()}
         way = 1 if self.regression else support.targets.shape[-1]
         for step, chosen in enumerate(minibatches(len(support.inputs), way, batch, steps, support.inputs.device), start=1):
             part = Examples(support.inputs[chosen], support.targets[chosen])
@@ -144,7 +161,7 @@ class Reptile(Algorithm):
         return dict(zip(leaves, grads, strict=True)), Outcome(*(part.detach() for part in result))
 
     def _loss(self, weights: Weights, part: Examples) -> tuple[Tensor, Outcome]:
-        result = self.outcome(functional_call(self, weights, part.inputs), part.targets)
+        result = self.outcome(self.logits(weights, part.inputs), part.targets)
         return result.loss, Outcome(result.loss.detach(), result.measure)
 
 
