@@ -1,6 +1,7 @@
 """torchvision's data sets through the one adapter: on small files in their real formats, and on a fake; no network."""
 
 import csv
+import inspect
 import io
 import pickle
 import struct
@@ -186,7 +187,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
 
 
 def adapter(tmp_path: Path, **options: Any) -> Torchvision:
-    given = {"classes": 4, "images": 16, "parts": [{"part": "a"}, {"part": "b"}], "size": 8, "channels": 1, **options}
+    given = {
+        "classes": 4,
+        "images": 16,
+        "parts": [{"part": "a"}, {"part": "b"}],
+        "files": ["fake/a.zip", "fake/b.zip"],
+        "size": 8,
+        "channels": 1,
+        **options,
+    }
     return Torchvision(name="fake", kind="Fake", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), **given)
 
 
@@ -205,7 +214,8 @@ def test_without_a_network_one_sentence_says_what_to_do(fake, tmp_path, monkeypa
 
     monkeypatch.setattr(fake, "fetch", refuse)
     with pytest.raises(
-        ValueError, match=r"^data_dir: .* has no whole fake, and it cannot be downloaded \(no network in tests\)\. .*\.$"
+        ValueError,
+        match=r"^data_dir: .* no whole fake, .* downloaded \(no network .*\)\. Put fake/a\.zip, fake/b\.zip there, .*\.$",
     ):
         adapter(tmp_path).load()
 
@@ -273,9 +283,18 @@ def test_a_broken_image_is_named(fake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_yaml_names_a_class_of_torchvision_and_parameters_that_it_has(name):
-    import inspect
-
     node = composed(f"dataset={name}").dataset
     parameters = inspect.signature(getattr(torchvision.datasets, node.kind)).parameters
     known = {*parameters, *inspect.signature(torchvision.datasets.MNIST).parameters}  # EMNIST hands its own on
     assert "download" in known and all(key in known for part in node.parts for key in part)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_that_a_yaml_names_are_those_that_torchvision_downloads_and_where(name):
+    node = composed(f"dataset={name}").dataset
+    kind = getattr(torchvision.datasets, node.kind)
+    source = Path(inspect.getfile(kind)).read_text()
+    assert node.files
+    for file in node.files:
+        for part in Path(file).parts:
+            assert f'"{part}"' in source or f'{part}"' in source or part in (kind.__name__, kind.__name__.lower())

@@ -39,6 +39,7 @@ class Torchvision(Resized):
         parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are put together.
         classes: how many there must be, and `images` how many images in all.
         data_dir: torchvision's `root`; what is not there is downloaded.
+        files: what torchvision downloads, below `data_dir`: to be put there by hand where there is no network.
         split: a checked-in list splits/NAME.json, or null for the rule by numbers.
         transposed: the images lie on their side, mirrored (EMNIST).
     """
@@ -49,6 +50,7 @@ class Torchvision(Resized):
     classes: int
     images: int
     data_dir: str
+    files: list[str]
     split: str | None = None
     transposed: bool = False
 
@@ -119,9 +121,9 @@ class Torchvision(Resized):
             ) from error
         except BROKEN as error:
             raise ValueError(
-                f"data_dir: {self.data_dir} has no whole {self.name}, and it cannot be downloaded ({error}). Put there what "
-                f"torchvision.datasets.{self.kind} downloads; or delete what is there of it, as a download that was stopped "
-                "leaves, and run once where there is a network."
+                f"data_dir: {self.data_dir} has no whole {self.name}, and it cannot be downloaded ({error}). Put "
+                f"{', '.join(self.files)} there, as torchvision.datasets.{self.kind} downloads them; or delete what is there of "
+                "it, as a download that was stopped leaves, and run once where there is a network."
             ) from error
 
 
