@@ -1,5 +1,6 @@
 """The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from fsl_cli.datasets.archives import listing, refuse_odd_name, writable
 from fsl_cli.datasets.images import OTHERS
 from fsl_cli.errors import RunError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-MESSAGE = 20  # unreadable files that an error names
+MESSAGE = 20  # unreadable files that an error names, and files left out that a line does
 
 
 class Labelled(NamedTuple):
@@ -45,9 +48,10 @@ def labelled(folder: str) -> list[Labelled]:
     classes = [path for path in _sorted(root) if path.is_dir()]
     if len(classes) < 2:
         raise ValueError(f"support = {folder} has {len(classes)} class folders, expected two or more, with images in each.")
-    files = []
+    files, others = [], []
     for path in classes:
-        images = _below(path)
+        images, rest = _below(path)
+        others += rest
         if not images:
             raise ValueError(f"support: class folder {path} has no images. Put at least one into it, or remove it.")
         deep = next((file for file in images if file.parent != path), None)
@@ -59,6 +63,7 @@ def labelled(folder: str) -> list[Labelled]:
         for file in images:
             refuse_odd_name(file, "support")
         files += [Labelled(file, path.name) for file in images]
+    _tell(others, "support")
     return files
 
 
@@ -67,9 +72,10 @@ def images(place: str) -> list[Path]:
     root = there(place, "query")
     if root.is_file():
         return [root]
-    found = _below(root)
+    found, others = _below(root)
     if not found:
         raise ValueError(f"query = {place} has no images. Name an image, or a folder with images in it.")
+    _tell(others, "query")
     return found
 
 
@@ -110,9 +116,8 @@ class Reader:
     def raise_if_skipped(self, written: Path) -> None:
         """Ends the run as failed if a file could not be read, once all others are done."""
         if self.skipped:
-            names = ", ".join(list(self.skipped)[:MESSAGE]) + (", ..." if len(self.skipped) > MESSAGE else "")
             raise RunError(
-                f"{len(self.skipped)} of the files could not be read as images and were skipped: {names}. "
+                f"{len(self.skipped)} of the files could not be read as images and were skipped: {_some(list(self.skipped))}. "
                 f"Everything else is in {written}."
             )
 
@@ -148,10 +153,20 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
 
 
-def _below(root: Path) -> list[Path]:
-    """The images in and below a folder, sorted; links are followed, but not to what holds the folder."""
-    names = [name for name in listing(root) if not _hidden(Path(name))]
-    return sorted(root / name for name in names if _is_image(root / name))
+def _below(root: Path) -> tuple[list[Path], list[Path]]:
+    """The images in and below a folder, sorted, and the other files; links are followed, but not to what holds the folder."""
+    files = sorted(root / name for name in listing(root) if not _hidden(Path(name)))
+    return [file for file in files if _is_image(file)], [file for file in files if not _is_image(file)]
+
+
+def _tell(others: list[Path], key: str) -> None:
+    if others:
+        names = _some([writable(path) for path in others])
+        log.info(f"{key}: files whose names do not end as those of images are left out: {names}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:MESSAGE]) + (", ..." if len(names) > MESSAGE else "")
 
 
 def _hidden(path: Path) -> bool:

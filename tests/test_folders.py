@@ -58,3 +58,18 @@ def test_names_of_files_may_begin_with_a_quote_or_a_tilde(models, drawings, monk
         assert rows(f"run{number}")[0]["file"] == name.removeprefix("./")
     said = message(monkeypatch, capfd, *words, "query=~nobody here/x.png")
     assert said.startswith("query = ~nobody here/x.png, but there is no user of that name.")
+
+
+def test_files_that_claim_to_be_no_images_are_named(models, drawings, monkeypatch, capfd):
+    Path("support/notes.txt").write_text("mine")  # beside the classes, where a README often is
+    classes = sorted(path for path in Path("support").iterdir() if path.is_dir())
+    for folder in (*classes[:2], Path("query")):
+        (folder / "Thumbs.db").write_bytes(b"")
+        (folder / ".hidden").write_bytes(b"")
+    assert fsl(monkeypatch, *PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "left out" in line]
+    assert lines == [
+        "query: files whose names do not end as those of images are left out: query/Thumbs.db",
+        f"support: files whose names do not end as those of images are left out: {classes[0]}/Thumbs.db, {classes[1]}/Thumbs.db",
+    ]
+    assert not any("Thumbs" in row["file"] for row in rows("run"))
