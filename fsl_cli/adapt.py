@@ -29,7 +29,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.output is None:
         raise ValueError("output has no value. Name the file to be written: output=my_classifier.")
     output = folders.new(cfg.output, "output")
-    trained, _ = loading.open_trained(cfg, HydraConfig.get().runtime.choices)
+    job = HydraConfig.get()
+    trained, _ = loading.open_trained(cfg, job.runtime.choices, job.overrides.task)
     reader = folders.Reader(trained.item)
     classifier = adapted(trained, cfg.support, reader)
     log.info(line(classifier))

@@ -114,10 +114,11 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
             f"dataset: its items are {_shape(data.item_shape)}, but those of the checkpoint were "
             f"{_shape(content['data']['item_shape'])}. Choose a data set, or its size option, with the same items."
         )
-    choices = HydraConfig.get().runtime.choices
+    job = HydraConfig.get()
+    choices, words = job.runtime.choices, job.overrides.task
     if content is None:
         refuse_untrained(cfg, choices)
-    algo = rebuild(cfg, choices, content, "checkpoint", data.item_shape, place, regression=isinstance(data, Drawn))
+    algo = rebuild(cfg, choices, words, content, "checkpoint", data.item_shape, place, regression=isinstance(data, Drawn))
     if cfg.norm is not None:
         algo.use_norm(cfg.norm)
     return algo

@@ -3,7 +3,7 @@
 What `fsl predict`, `fsl adapt`, `fsl export` and Python share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fsl_cli.datasets.texts import is_table
 from fsl_cli.errors import explain
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.texts import TextEmbedding
-from fsl_cli.overrides import quoted, typed
+from fsl_cli.overrides import quoted, refuse_unread, typed
 from fsl_cli.schema import register
 
 TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
@@ -54,8 +54,11 @@ def prepare(overrides: list[str]) -> list[str]:
     return [*(f"{group}=trained" for group in TRAINED if group not in words), *overrides]
 
 
-def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, dict[str, Any]]:
-    """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that."""
+def open_trained(cfg: DictConfig, choices: Mapping[str, str], overrides: Iterable[str]) -> tuple[Trained, dict[str, Any]]:
+    """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that.
+
+    `overrides` are what was typed for it.
+    """
     key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
     path = cfg[key]
     if path is None:
@@ -74,7 +77,7 @@ def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, 
     source = OmegaConf.create(content["config"]).dataset
     maker: type[Dataset] = Dataset if source is None else locate(source["_target_"], "dataset")
     place = device.choose(cfg.device.name, None if cfg.device.threads == "auto" else cfg.device.threads)
-    algo = rebuild(cfg, choices, content if path is not None else None, key, shape, place)
+    algo = rebuild(cfg, choices, overrides, content if path is not None else None, key, shape, place)
     algo.use_norm(norm(cfg.norm, algo, content))
     config = OmegaConf.masked_copy(cfg, [*TRAINED])
     with open_dict(config):
@@ -90,6 +93,7 @@ def open_trained(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[Trained, 
 def rebuild(
     cfg: DictConfig,
     choices: Mapping[str, str],
+    overrides: Iterable[str],
     content: dict[str, Any] | None,
     key: str,
     item_shape: tuple[int, ...],
@@ -97,6 +101,8 @@ def rebuild(
     regression: bool = False,
 ) -> Algorithm:
     """The algorithm of a config on its device, with the weights of a checkpoint, or without one those its network comes with."""
+    own = content is not None and choices.get("algo", "trained") in ("trained", content["choices"]["algo"])
+    refuse_unread(cfg.algo, typed(overrides), training=False, learned=own)
     if content is None:
         model, classes = pretrained(cfg, choices, item_shape), 1
     else:
@@ -191,7 +197,7 @@ def load_classifier(path: str | Path, *overrides: str) -> Classifier:
 
 def _opened(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
     try:
-        return open_trained(*composed("predict", prepare(quoted(overrides))))
+        return open_trained(*composed("predict", prepare(quoted(overrides))), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         explained = explain(error)
         assert explained is not None, "errors of Hydra are told"

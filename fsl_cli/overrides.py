@@ -1,8 +1,13 @@
 """What was typed: words `key=value`, as Hydra takes them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fsl_cli.config import arguments
 
 # Names of files among what can be typed.
 PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir", "runs",
@@ -14,6 +19,21 @@ def typed(overrides: Iterable[str]) -> dict[str, str]:
     """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
     pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
     return {key: _unquoted(value) for key, _, value in pairs}
+
+
+def refuse_unread(algo: DictConfig, words: Mapping[str, str], training: bool, learned: bool = False) -> None:
+    """Refuses what was typed of an algorithm and nothing would read; `learned`: a checkpoint says what it has learned."""
+    made, options = arguments(algo, "algo")
+    kind: Any = made  # an Algorithm: to import that would make every command wait for torch
+    reasons = kind.idle(options, training)
+    if not training:
+        for name, other in kind.only_training.items():
+            reasons[name] = "only fsl train reads it" + (f", and an evaluation algo.{other}" if other else "")
+    if learned:
+        reasons |= dict.fromkeys(kind.starts, "what is learned from there on comes from the checkpoint")
+    for name, reason in reasons.items():
+        if f"algo.{name}" in words:
+            raise ValueError(f"algo.{name} = {words[f'algo.{name}']}, but {reason}. Leave it out.")
 
 
 def quoted(overrides: Iterable[str]) -> list[str]:

@@ -52,7 +52,8 @@ def run(cfg: DictConfig) -> None:
     below = cfg.reject_below
     check_threshold(below, auto=True)
     folders.there(cfg.query, "query")
-    trained, content = loading.open_trained(cfg, HydraConfig.get().runtime.choices)
+    job = HydraConfig.get()
+    trained, content = loading.open_trained(cfg, job.runtime.choices, job.overrides.task)
     # Before anything is learned, which can take minutes.
     asked = folders.table(cfg.query, "query", read_texts) if trained.what == "texts" else folders.images(cfg.query)
     reader = folders.Reader(trained.item)

@@ -18,7 +18,7 @@ from fsl_cli.config import arguments, build, composed, flat, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.models.norm import freeze, norm_layers
-from fsl_cli.overrides import typed
+from fsl_cli.overrides import refuse_unread, typed
 from fsl_cli.state import Run
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Job(NamedTuple):
 def asked(cfg: DictConfig) -> Job:
     """The job that Hydra runs."""
     hydra = HydraConfig.get()
+    refuse_unread(cfg.algo, typed(hydra.overrides.task), training=True)
     folder = parallel.same(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
     # So that options of the user's own are found when the run goes on from its checkpoint alone.
@@ -146,6 +147,7 @@ def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
         ),
     ]
     stage, choices = composed("train", words)
+    refuse_unread(stage.algo, typed(words), training=True)
     stage.out, stage.resume = str(folder), "auto"
     typed_again = [word for word in job.overrides if not {"out", "resume"} & set(typed([word]))]
     again = shlex.join(["fsl", "train", *typed_again, f"out={job.folder}", "resume=auto"])

@@ -1,8 +1,8 @@
 """The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class Algorithm(nn.Module, ABC):
     progress: float = 0.0  # the share of the training that is done, from 0 to 1
     spans: tuple[str, ...] = ()  # the options in use by which a step depends on the share of the training that is done
     hard_tasks: int = 0  # tasks of each meta-batch whose classes are among those that the last ones failed at
+    only_training: ClassVar[Mapping[str, str]] = {}  # options that an evaluation does not read: "", or the one that it reads
+    starts: tuple[str, ...] = ()  # options where something learned starts: of a checkpoint, what it came to counts
     compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
 
     def __init__(self, regression: bool = False) -> None:
@@ -59,6 +61,11 @@ class Algorithm(nn.Module, ABC):
         self.norm = self.norms[0]
         self.regression = regression
         self.by_class: list[Tensor] = []  # with `hard_tasks`: accuracies [tasks, way] in a training step, chunk by chunk
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:  # noqa: ARG003
+        """Of the options of its file, those that the others leave without effect, each with the reason."""
+        return {}
 
     @classmethod
     def network(cls, state: Weights) -> Weights:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, cosine
+from fsl_cli.algos.limits import positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -20,8 +21,7 @@ class Centroid(Algorithm):
 
     def __init__(self, model: Embedding, scale: float) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"algo.scale = {scale}, but it must be positive.")
+        positive(scale=scale)
         self.model, self.scale = model, scale
 
     def embed(self, inputs: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import logistic, ridge, svm
+from fsl_cli.algos.limits import positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -30,6 +31,7 @@ class ClosedForm(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    starts = ("scale",)
 
     def __init__(
         self,
@@ -41,8 +43,7 @@ class ClosedForm(Algorithm):
     ) -> None:
         super().__init__()
         strength = STRENGTHS[head] if strength is None else strength
-        if strength <= 0:
-            raise ValueError(f"algo.strength = {strength}, but it must be positive.")
+        positive(strength=strength)
         self.model, self.head, self.strength, self.normalize = model, head, strength, normalize
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.shift = nn.Parameter(torch.zeros(()))

@@ -13,8 +13,9 @@ weight of the cosine head has no length, where the published code (not the paper
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor, Weights, cross_entropy
 from fsl_cli.algos.heads import centroids, cosine, nearest, squared_distances
+from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm, statistics
@@ -40,6 +42,7 @@ class Finetune(Algorithm):
 
     batches = Examples
     norms = PLAIN_NORMS
+    only_training: ClassVar = {"batch": "", "scale": ""}
 
     def __init__(
         self,
@@ -58,16 +61,13 @@ class Finetune(Algorithm):
         head_optimizer: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         super().__init__()
-        for name, value in (("scale", scale), ("head_scale", head_scale), ("head_lr", head_lr)):
-            if value <= 0:
-                raise ValueError(f"algo.{name} = {value}, but it must be positive.")
+        positive(scale=scale, head_scale=head_scale, head_lr=head_lr)
+        at_least(0, head_epochs=head_epochs)
+        at_least(1, head_batch=head_batch)
         if backbone == "full" and head not in ("cosine", "linear"):
             raise ValueError(f"algo.backbone = full, but algo.head = {head} fits nothing. Use algo.head=cosine|linear.")
         if transform != "none" and head not in ("centroid", "nearest"):
             raise ValueError(f"algo.transform = {transform}, but algo.head = {head} has none. Use algo.head=centroid|nearest.")
-        for name, value, least in (("head_epochs", head_epochs, 0), ("head_batch", head_batch, 1)):
-            if value < least:
-                raise ValueError(f"algo.{name} = {value}, but it must be at least {least}.")
         self.model = model
         self.classifier = nn.Linear(model.out_features, classes, bias=head != "cosine")
         self.transform = transform
@@ -78,6 +78,13 @@ class Finetune(Algorithm):
         self.head, self.scale, self.head_scale = head, scale, head_scale
         self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
         self.direction = {"sgd": _sgd, "adam": _adam}[head_optimizer]
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:  # noqa: ARG003
+        head = options["head"]
+        fits = [name for name in options if name.startswith("head_")]  # how a head is fitted to an episode
+        names = {"cosine": [], "linear": ["scale", "head_scale"]}.get(head, ["scale", *fits])
+        return dict.fromkeys(names, f"algo.head = {head} does not read it")
 
     def embed(self, inputs: Tensor) -> Tensor:
         return self._transformed(self.model(inputs)) if self.bulk else inputs

@@ -20,17 +20,19 @@ As in the published code, normalisation uses batch statistics always, and its sc
 only. The inner loss is the mean over the support set, so that a published step for the sum over classes is `way` times ours.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
 from fsl_cli.algos.context import Context
 from fsl_cli.algos.heads import centroids
+from fsl_cli.algos.limits import at_least, positive
+from fsl_cli.algos.recompute import unrolled
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_weights
@@ -42,6 +44,9 @@ class MAML(Algorithm):
     """Learns initial weights from which a few steps of gradient descent on the support set solve an episode."""
 
     regresses = True
+    only_training: ClassVar = {"inner_steps": "eval_inner_steps"} | dict.fromkeys(
+        ("first_order", "first_order_until", "multi_step", "recompute"), ""
+    )
 
     def __init__(
         self,
@@ -62,11 +67,8 @@ class MAML(Algorithm):
         regression: bool = False,
     ) -> None:
         super().__init__(regression)
-        if inner_lr <= 0:
-            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
-        for name, steps in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps)):
-            if steps < 0:
-                raise ValueError(f"algo.{name} = {steps}, but it must not be negative.")
+        positive(inner_lr=inner_lr)
+        at_least(0, inner_steps=inner_steps, eval_inner_steps=eval_inner_steps)
         for name, share in (("multi_step", multi_step), ("first_order_until", first_order_until)):
             if not 0 <= share <= 1:
                 raise ValueError(f"algo.{name} = {share}, but it must be a share of the training, from 0 to 1.")
@@ -118,6 +120,16 @@ class MAML(Algorithm):
         self.norm_names = [name for name, p in self.named_parameters() if id(p) in norms] if norm_per_step else []
         for name in self.norm_names:
             self.norms_by_step[undotted(name)] = self.get_parameter(name).detach().repeat(steps, 1)
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:
+        made = "algo.head = prototypes makes a head for the classes there are"
+        reasons = {"way": made} if options.get("head") == "prototypes" else {}
+        if options.get("first_order"):
+            reasons["first_order_until"] = "algo.first_order = true leaves out second derivatives to the end"
+        if options.get("rates", "fixed") != "fixed" and not training:
+            reasons["inner_lr"] = f"the rates of algo.rates = {options['rates']} are those that it has learned"
+        return reasons
 
     @classmethod
     def network(cls, state: Weights) -> Weights:
@@ -231,15 +243,8 @@ class MAML(Algorithm):
         small = self.adapts == "head" and not self.norm_names
         if small or not (self.recompute and self.training and torch.is_grad_enabled()):
             return self.each(lambda one: self.weights(one)[-1], support)
-        weights = self.each(self.start, support)
-        names = list(weights)
-        for number in range(self.inner_steps):
 
-            def step(*values: Tensor, number: int = number) -> tuple[Tensor, ...]:
-                before = dict(zip(names, values, strict=True))
-                return tuple(self.each(lambda w, part: self.descend(w, part, number), before, support).values())
+        def step(weights: Weights, number: int) -> Weights:
+            return self.each(lambda one, part: self.descend(one, part, number), weights, support)
 
-            # The reentrant form is the one that runs around a map.
-            values: tuple[Tensor, ...] = checkpoint(step, *weights.values(), use_reentrant=True)  # pyright: ignore
-            weights = dict(zip(names, values, strict=True))
-        return weights
+        return unrolled(self.each(self.start, support), step, self.inner_steps)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import cosine, squared_distances
+from fsl_cli.algos.limits import positive
 from fsl_cli.algos.sequences import Cell, in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -26,12 +27,12 @@ class MatchingNet(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    starts = ("scale",)
 
     def __init__(self, model: Embedding, distance: Literal["cosine", "euclidean"], scale: float | None, context: bool) -> None:
         super().__init__()
         scale = SCALES[distance] if scale is None else scale
-        if scale <= 0:
-            raise ValueError(f"algo.scale = {scale}, but it must be positive.")
+        positive(scale=scale)
         self.model, self.distance = model, distance
         self.sequential = context
         self.scale = nn.Parameter(torch.tensor(float(scale)))

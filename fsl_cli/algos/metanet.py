@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, check_way, cross_entropy
 from fsl_cli.algos.heads import cosine, scaling
+from fsl_cli.algos.limits import at_least
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -40,9 +41,7 @@ class MetaNet(Algorithm):
 
     def __init__(self, model: Embedding, way: int, width: int, hidden: int, standardise: bool = False) -> None:
         super().__init__()
-        for name, value in (("width", width), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
+        at_least(1, width=width, hidden=hidden)
         self.model, self.way, self.standardise = model, way, standardise
         self.u, self.b = (
             nn.ModuleDict({"hidden": nn.Linear(model.out_features, width), "head": nn.Linear(width, way)}) for _ in range(2)

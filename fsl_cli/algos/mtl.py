@@ -6,12 +6,15 @@ without second derivatives. The paper's shift is the bias of a convolution: here
 Of each meta-batch, `hard_tasks` draw their classes among those that the last ones failed at.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, cross_entropy, undotted
+from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_weights
@@ -23,16 +26,14 @@ class MTL(Algorithm):
     bulk = True
     wants_pretrained = True
     norms = PLAIN_NORMS
+    only_training: ClassVar = {"inner_steps": "eval_inner_steps", "hard_tasks": ""}
 
     def __init__(
         self, model: Embedding, way: int, inner_lr: float, inner_steps: int, eval_inner_steps: int, hard_tasks: int = 0
     ) -> None:
         super().__init__()
-        if inner_lr <= 0:
-            raise ValueError(f"algo.inner_lr = {inner_lr}, but it must be positive.")
-        for name, value in (("inner_steps", inner_steps), ("eval_inner_steps", eval_inner_steps), ("hard_tasks", hard_tasks)):
-            if value < 0:
-                raise ValueError(f"algo.{name} = {value}, but it must not be negative.")
+        positive(inner_lr=inner_lr)
+        at_least(0, inner_steps=inner_steps, eval_inner_steps=eval_inner_steps, hard_tasks=hard_tasks)
         self.hard_tasks = hard_tasks
         self.model = model
         self.head = nn.Linear(model.out_features, way)

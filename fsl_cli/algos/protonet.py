@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
 from fsl_cli.algos.heads import centroids, squared_distances
+from fsl_cli.algos.limits import positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -20,11 +21,11 @@ class ProtoNet(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    starts = ("scale",)
 
     def __init__(self, model: Embedding, scale: float | None = None) -> None:
         super().__init__()
-        if scale is not None and scale <= 0:
-            raise ValueError(f"algo.scale = {scale}, but it must be positive, or null.")
+        positive(scale=scale)
         self.model = model
         self.scale = None if scale is None else nn.Parameter(torch.tensor(float(scale)))
 

@@ -7,6 +7,8 @@ normalisation, so that a query's answer does not depend on other queries; and it
 any size.
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +24,7 @@ class RelationNet(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
+    only_training: ClassVar = {"cross_entropy": ""}
     cached_chunk = 8  # for the memory of the pairs: in 20 ways those of one episode are 75 MB, several times
 
     def __init__(self, model: Embedding, hidden: int, cross_entropy: bool = False) -> None:

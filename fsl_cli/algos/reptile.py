@@ -10,9 +10,9 @@ random would favour some outputs of the head.
 task, so that all by which the outputs of a learned head differ is noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.func import functional_call, grad_and_value
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
+from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
 
@@ -44,6 +45,7 @@ class Reptile(Algorithm):
     compiled = ("trained",)
     needs_queries = False
     regresses = True
+    only_training: ClassVar = {"inner_steps": "eval_inner_steps", "inner_batch": "eval_inner_batch"}
 
     def __init__(
         self,
@@ -60,17 +62,12 @@ class Reptile(Algorithm):
         regression: bool = False,
     ) -> None:
         super().__init__(regression)
-        for name, rate in (("inner_lr", inner_lr), ("eval_inner_lr", eval_inner_lr)):
-            if rate is not None and rate <= 0:
-                raise ValueError(f"algo.{name} = {rate}, but it must be positive.")
+        positive(inner_lr=inner_lr, eval_inner_lr=eval_inner_lr)
+        at_least(1, inner_steps=inner_steps, inner_batch=inner_batch, eval_inner_batch=eval_inner_batch)
+        at_least(0, eval_inner_steps=eval_inner_steps)
         if head == "fresh" and (regression or inner_optimizer == "adam"):
             why = "functions (dataset=sine) have no classes" if regression else "the moments of Adam live on between tasks"
             raise ValueError(f"algo.head = fresh, but {why}. Use algo.head=learned.")
-        for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("eval_inner_batch", eval_inner_batch)):
-            if value < 1:
-                raise ValueError(f"algo.{name} = {value}, but it must be at least 1.")
-        if eval_inner_steps < 0:
-            raise ValueError(f"algo.eval_inner_steps = {eval_inner_steps}, but it must not be negative.")
         check_moves(model.parameters())
         self.model = model
         self.head = nn.Linear(model.out_features, way) if head == "learned" else None
@@ -81,6 +78,14 @@ class Reptile(Algorithm):
         self.register_buffer("count", torch.zeros(()))  # inner steps that the moments have seen
         for name, weight in list(self.named_parameters()):
             self.register_buffer(_moment(name), torch.zeros_like(weight))
+
+    @classmethod
+    def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:
+        made = "algo.head = fresh makes a head for the classes there are"
+        reasons = {"way": made} if options.get("head") == "fresh" else {}
+        if not training and options["eval_inner_lr"] is not None:
+            reasons["inner_lr"] = "an evaluation reads algo.eval_inner_lr"
+        return reasons
 
     def logits(self, weights: Weights, inputs: Tensor) -> Tensor:
         """Logits `[n, way]` of the network under `weights`."""
