@@ -31,7 +31,8 @@ fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they
 """
 COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
 # Options of the groups that other commands share with fsl train, which they would accept and not read.
-TRAINING = ("task.train_way", "task.train_shot", "task.train_queries", "task.tasks", "device.compile", "device.graph")
+TRAINING = ("task.train_way", "task.train_shot", "task.train_queries", "task.tasks", "device.compile", "device.graph",
+            "dataset.crop", "dataset.flip")  # fmt: skip
 # Of Hydra, which wants them first or last: here they may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}

@@ -148,9 +148,16 @@ def test_a_finished_run_is_not_tested_otherwise(monkeypatch: Any, capfd: Any):
     assert fsl(monkeypatch, "train", "resume=run/last.pt") == 0
 
 
-@pytest.mark.parametrize("words", ["evaluate checkpoint=best.pt", "data show", "predict query=a.png"])
-def test_what_only_training_reads_is_refused_elsewhere(words: str, monkeypatch: Any, capfd: Any):
-    key = "device.compile" if words.startswith("predict") else "task.train_way"
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("evaluate checkpoint=best.pt", "task.train_way"),
+        ("evaluate checkpoint=best.pt", "dataset.crop"),
+        ("data show", "task.train_way"),
+        ("predict query=a.png", "device.compile"),
+    ],
+)
+def test_what_only_training_reads_is_refused_elsewhere(words: str, key: str, monkeypatch: Any, capfd: Any):
     said = message(monkeypatch, capfd, *words.split(), f"{key}=7")
     assert said == f"{key} = 7, but only fsl train reads it. Leave it out."
 
