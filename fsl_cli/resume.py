@@ -13,6 +13,7 @@ from fsl_cli.overrides import quoted, typed
 from fsl_cli.tracking import busy
 
 RUNS = Path("runs/train")
+STAGE = "pretrain"  # the sub-folder of a run where its first stage lies
 FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
         "eval_every", "checkpoint_every", "log_every", "early_stop")  # fmt: skip
 
@@ -36,9 +37,9 @@ def prepare(overrides: list[str]) -> list[str]:
             return overrides
     else:
         path = _file(resume)
-    if "out" in words and Path(words["out"]).resolve() != path.parent.resolve():
+    started, folder, first = _started(path)
+    if "out" in words and Path(words["out"]).resolve() != folder.resolve():
         raise ValueError(f"out = {words['out']}, but resume={path} goes on in its own folder. Do not type out=.")
-    started = checkpoint.load(path, "resume")["overrides"]
     if path.name != "last.pt":
         raise ValueError(
             f"resume = {resume}, but a run goes on from last.pt, in its own folder. Name that file or the folder; or start "
@@ -47,9 +48,9 @@ def prepare(overrides: list[str]) -> list[str]:
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
     if words.get("device", "") not in ("", typed(started).get("device")):  # what was typed of another device is not of this one
         kept = [word for word in kept if not any(key.startswith("device.") for key in typed([word]))]
-    place = [] if "out" in words else [f"out={path.parent}"]
+    place = [] if "out" in words else [f"out={folder}"]
     rest = [word for word in overrides if "resume" not in typed([word])]
-    return [*kept, *rest, *quoted([*place, f"resume={path}"])]
+    return [*kept, *rest, *quoted([*place, f"resume={'auto' if first else path}"])]
 
 
 def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
@@ -128,19 +129,31 @@ def _file(resume: str) -> Path:
     return path / "last.pt" if path.is_dir() else path
 
 
+def _started(path: Path) -> tuple[list[str], Path, bool]:
+    """What the run of a checkpoint was started with, its folder, and whether the checkpoint is that of its first stage."""
+    content = checkpoint.load(path, "resume")
+    first = content["choices"].get("stage") == STAGE
+    return content["overrides"], path.parents[1] if first else path.parent, first
+
+
 def _unfinished(words: dict[str, str]) -> Path | None:
     """The newest run that has a checkpoint and no result, and was started with the same overrides (or any, if none are typed)."""
     asked = {key: value for key, value in words.items() if key != "resume"}
     found = [path for path in RUNS.glob("*/last.pt") if not (path.parent / "result.json").exists()]
+    later = ("last.pt", "result.json")  # of the second stage
+    firsts = RUNS.glob(f"*/{STAGE}/last.pt")
+    found += [path for path in firsts if not any((path.parents[1] / name).exists() for name in later)]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            started = typed(checkpoint.load(path, "resume")["overrides"])
+            started, folder, first = _started(path)
         except ValueError as error:
             print(f"Passed over: {error}", file=sys.stderr)
             continue
-        if busy(path.parent):
-            print(f"Passed over: another process is at work on {path.parent}.", file=sys.stderr)
+        if path.parent.name == STAGE and not first:
             continue
-        if not asked or asked == {key: value for key, value in started.items() if key not in ("out", "resume")}:
+        if busy(path.parent) or busy(folder):
+            print(f"Passed over: another process is at work on {folder}.", file=sys.stderr)
+            continue
+        if not asked or asked == {key: value for key, value in typed(started).items() if key not in ("out", "resume")}:
             return path
     return None

@@ -31,7 +31,8 @@ class Job(NamedTuple):
     """A training as it was asked for."""
 
     choices: dict[str, str]  # what was chosen of each group, and the seed
-    overrides: list[str]  # what was typed
+    overrides: list[str]  # what it was composed with
+    typed: list[str]  # the same, but for a first stage what was typed for the whole
     folder: Path
     again: str  # the command that goes on with it
 
@@ -47,7 +48,8 @@ def asked(cfg: DictConfig) -> Job:
     again = shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"])
     if hydra.mode == RunMode.MULTIRUN:
         again += f" (or with the whole sweep: its command, with hydra.sweep.dir={hydra.sweep.dir} resume=auto)"
-    return Job(choices, [*own, *hydra.overrides.task], folder, again)
+    words = [*own, *hydra.overrides.task]
+    return Job(choices, words, words, folder, again)
 
 
 def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:
@@ -72,7 +74,7 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
             f"pretrain = train, but the settings of experiment={job.choices['experiment']} are not those of a first stage. "
             "Train that by itself, and name its checkpoint: pretrain=PATH/best.pt."
         )
-    folder = job.folder / "pretrain"
+    folder = job.folder / resume.STAGE
     stage, first = _first(cfg, job, folder)
     content = resume.source("auto", folder)
     if content is not None and content["step"] >= stage.steps and (folder / "result.json").exists():
@@ -151,4 +153,4 @@ def _first(cfg: DictConfig, job: Job, folder: Path) -> tuple[DictConfig, Job]:
     stage.out, stage.resume = str(folder), "auto"
     typed_again = [word for word in job.overrides if not {"out", "resume"} & set(typed([word]))]
     again = shlex.join(["fsl", "train", *typed_again, f"out={job.folder}", "resume=auto"])
-    return stage, Job({**choices, "seed": str(stage.seed)}, words, folder, again)
+    return stage, Job({**choices, "seed": str(stage.seed), "stage": resume.STAGE}, words, typed_again, folder, again)

@@ -89,7 +89,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     origin = {
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
-        "overrides": job.overrides,
+        "overrides": job.typed,
         "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen)), "contents": holds},
         "fastest": stepper.fastest,
     }

@@ -14,6 +14,7 @@ from support_runs import SMALL, metrics, result, trained
 
 from fsl_cli import checkpoint, stages, train
 from fsl_cli.config import composed
+from fsl_cli.overrides import typed
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -108,6 +109,21 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err
 
 
+def test_resume_auto_finds_a_run_that_is_still_in_its_first_stage(monkeypatch: pytest.MonkeyPatch):
+    stage = "pretrain_with={steps:6,eval_every:3,algo:{batch:16,head_epochs:1}}"
+    words = ["algo=mtl", "pretrain=train", *SMALL, "algo.inner_steps=1", "algo.eval_inner_steps=1", "steps=2", stage]
+    with stopped(monkeypatch, 5):
+        assert fsl(monkeypatch, "train", "resume=auto", *words) == 128 + signal.SIGTERM
+    (folder,) = Path("runs/train").iterdir()
+    first = folder / "pretrain/last.pt"
+    assert train.prepare(["resume=auto", "seed=9"]) == ["resume=auto", "seed=9"]  # another run
+    assert typed(train.prepare(["resume=auto", *words])) == typed([*words, f"out={folder}", "resume=auto"])
+    assert train.prepare(["resume=auto"]) == train.prepare([f"resume={first}"])
+    assert fsl(monkeypatch, "train", "resume=auto") == 0
+    assert [path.name for path in Path("runs/train").iterdir()] == [folder.name]
+    assert (result(str(folder / "pretrain"))["steps"], result(str(folder))["steps"]) == (6, 2)
+
+
 @pytest.mark.parametrize(("algo", "first"), [("snail", "protonet"), ("mtl", "finetune")])
 def test_a_first_stage_without_settings_of_its_own_is_of_the_recipe(algo: str, first: str, tmp_path: Path):
     words = [f"algo={algo}", "pretrain=train", "seed=3"]
@@ -118,7 +134,7 @@ def test_a_first_stage_without_settings_of_its_own_is_of_the_recipe(algo: str, f
         run.append(stage)
         return 0.0
 
-    best = stages.pretrained_checkpoint(cfg, stages.Job(choices, words, tmp_path, "again"), fake)
+    best = stages.pretrained_checkpoint(cfg, stages.Job(choices, words, words, tmp_path, "again"), fake)
     assert best == str(tmp_path / "pretrain/best.pt")
     plain, _ = composed("train", [f"algo={first}", "seed=3", f"out={tmp_path / 'pretrain'}", "resume=auto"])
     assert run == [plain]
