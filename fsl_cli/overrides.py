@@ -25,15 +25,15 @@ def refuse_unread(algo: DictConfig, words: Mapping[str, str], training: bool, le
     """Refuses what was typed of an algorithm and nothing would read; `learned`: a checkpoint says what it has learned."""
     made, options = arguments(algo, "algo")
     kind: Any = made  # an Algorithm: to import that would make every command wait for torch
-    reasons = kind.idle(options, training)
-    if not training:
-        for name, other in kind.only_training.items():
-            reasons[name] = "only fsl train reads it" + (f", and an evaluation algo.{other}" if other else "")
+    instead = {} if training else kind.only_training
+    reasons = kind.idle(options, training) | dict.fromkeys(instead, "only fsl train reads it")
     if learned:
         reasons |= dict.fromkeys(kind.starts, "what is learned from there on comes from the checkpoint")
     for name, reason in reasons.items():
         if f"algo.{name}" in words:
-            raise ValueError(f"algo.{name} = {words[f'algo.{name}']}, but {reason}. Leave it out.")
+            value = words[f"algo.{name}"]
+            repair = f"Write algo.{instead[name]}={value}" if instead.get(name) else "Leave it out"
+            raise ValueError(f"algo.{name} = {value}, but {reason}. {repair}.")
 
 
 def quoted(overrides: Iterable[str]) -> list[str]:

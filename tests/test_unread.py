@@ -45,7 +45,7 @@ def test_a_training_refuses_what_its_settings_leave_without_effect(words: list[s
 @pytest.mark.parametrize(
     ("name", "word", "said"),
     [
-        ("maml", "algo.inner_steps=9", "only fsl train reads it, and an evaluation algo.eval_inner_steps. Leave it out."),
+        ("maml", "algo.inner_steps=9", "only fsl train reads it. Write algo.eval_inner_steps=9."),
         ("maml", "algo.multi_step=0.5", "only fsl train reads it. Leave it out."),
         ("finetune", "algo.scale=9", "only fsl train reads it. Leave it out."),
         ("protonet", "algo.scale=9", "what is learned from there on comes from the checkpoint. Leave it out."),
