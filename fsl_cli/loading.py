@@ -29,7 +29,7 @@ TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
 UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
 MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo= out."
-SIZE, CHANNELS = 224, 3  # of the images where no checkpoint says it
+SIZE, CHANNELS = 225, 3  # of the images where no checkpoint says it: what efficientnet_lite0 takes
 
 register()
 

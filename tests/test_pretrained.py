@@ -51,7 +51,7 @@ def test_the_pretrained_features_are_those_of_the_package(lite: Any):
     original.load_state_dict(torch.load(weights, weights_only=True))
     items = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = original.extract_features((items.float() - 127) / 128).mean((2, 3))
+        expected = original.extract_features((items.float() - 127) / 128).square().mean((2, 3)).sqrt()
         torch.testing.assert_close(lite(items / 255), expected, rtol=1e-3, atol=1e-4)
         assert lite.out_features == expected.shape[1] == 1280
         assert lite.train()(items / 255).equal(lite.eval()(items / 255))  # frozen: nothing changes in training
@@ -127,6 +127,9 @@ def test_a_network_that_is_trained_further_starts_equal_and_has_exact_norms(mode
     together = algo.double().train().loss(Episode(*(Examples(*(t.double() for t in part)) for part in batch))).loss
     alone = [algo.loss(Episode(*(Examples(*(t[n : n + 1].double() for t in part)) for part in batch))).loss for n in range(2)]
     torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-8, atol=1e-10)
+    together.backward()
+    slopes = [weight.grad for weight in free.parameters() if weight.grad is not None]
+    assert slopes and all(slope.isfinite().all() for slope in slopes), "nor where a feature is zero all over the map"
 
 
 def test_timm_takes_weights_from_a_file_and_names_what_is_wrong(tmp_path: Path):

