@@ -197,11 +197,6 @@ def load_weights(algo: torch.nn.Module, content: dict[str, Any], key: str) -> No
 
 
 def _repair(name: str) -> str:
-    if "head" in name:
-        return (
-            "The head is as wide as the task: keep the task.way that it was trained with, or train an algorithm "
-            "without a fixed head, such as algo=protonet."
-        )
     kept = "the data set's item size, the classes and the model"
     if name.startswith("model."):
         return f"Keep {kept} that it was trained with."

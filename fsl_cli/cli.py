@@ -32,7 +32,7 @@ fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they
 COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
 # Options of the groups that other commands share with fsl train, which they would accept and not read.
 TRAINING = ("task.train_way", "task.train_shot", "task.train_queries", "task.tasks", "device.compile", "device.graph",
-            "dataset.crop", "dataset.flip")  # fmt: skip
+            "dataset.crop", "dataset.flip", "dataset.jitter")  # fmt: skip
 # Of Hydra, which wants them first or last: here they may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
@@ -72,7 +72,7 @@ def chosen(command: str, *rest: str) -> int:
 
 def checked(command: str, overrides: list[str]) -> list[str]:
     """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
-    from fsl_cli.config import suggest
+    from fsl_cli.config import RECIPES, suggest
     from fsl_cli.overrides import PATHS, expanded, quoted, typed
 
     flags, others = apart(overrides)
@@ -106,6 +106,8 @@ def checked(command: str, overrides: list[str]) -> list[str]:
             raise ValueError("recipe = null, but a run without its recipe is asked for by ~recipe. Write that.")
         if name not in known:  # Hydra would go on without it: not all algorithms have one for every data set
             raise ValueError(f"recipe = {name!r}, but there is no configs/recipe/{name}.yaml.{suggest(name, known)}")
+    if "recipe" in removed:  # those of its task and model go with it
+        overrides = [*overrides, *(f"~{group}" for group in RECIPES[1:] if group not in removed)]
     if not sweeps(flags):
         return quoted(overrides)
     if "out" in words:

@@ -24,8 +24,7 @@ ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 OWN = "FSL_MODULES"  # an environment variable: other modules that configs may name, parted by commas
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
-# Of the layers that algorithms add to a network, and of the episodes that they are made for.
-SIZES = ("way", "shot", "hidden", "code", "filters", "places", "width", "heads", "controller")
+RECIPES = ("recipe", "recipe/task", "recipe/model")  # groups that follow from the names of others
 
 EXAMPLES = {"a whole number": 10, "a number": 0.1}  # the other kinds say themselves how to write one
 
@@ -52,8 +51,8 @@ def check(cfg: DictConfig) -> None:
                 raise ValueError(f"There is no key {prefix}{name}.{suggest(str(name), known)}")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
                        ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1),
-                       ("task.tasks", 1), ("schedule.T_max", 1), ("schedule.step_size", 1),
-                       *((f"algo.{size}", 1) for size in SIZES)):  # fmt: skip
+                       ("task.way", 1), ("task.shot", 1), ("task.tasks", 1), ("algo.way", 1), ("schedule.T_max", 1),
+                       ("schedule.step_size", 1)):  # fmt: skip
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and value < least:
             raise ValueError(f"{key} = {value}, but it must be at least {least}.")
@@ -116,14 +115,12 @@ def run_folder() -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def recipe(choices: Mapping[str, str]) -> str | None:
-    """The recipe of a job: not every pair of algorithm and data set has one, and Hydra goes on without."""
-    name = choices.get("recipe")
-    for source in HydraConfig.get().runtime.config_sources if name else ():
-        folder = files(source.path) if source.schema == "pkg" else Path(source.path)
-        if source.path and folder.joinpath("recipe", f"{name}.yaml").is_file():
-            return name
-    return None
+def recipes(choices: Mapping[str, str]) -> list[str]:
+    """The recipes of a job: not every algorithm has one for a data set, a task or a model, and Hydra goes on without."""
+    sources = [source for source in HydraConfig.get().runtime.config_sources if source.path]
+    folders = [files(source.path) if source.schema == "pkg" else Path(source.path) for source in sources]
+    names = [(group, choices[group]) for group in RECIPES if choices.get(group)]
+    return [name for group, name in names if any(folder.joinpath(group, f"{name}.yaml").is_file() for folder in folders)]
 
 
 def build(node: Any, key: str, **given: Any) -> Any:
@@ -134,7 +131,8 @@ def build(node: Any, key: str, **given: Any) -> Any:
         return constructor(**kwargs, **wanted)
     except (ValueError, TypeError) as error:
         message = str(error)
-        raise ValueError(message if "." in message.split(" ")[0] else f"{key}: {message}") from error
+        named = message.startswith(key) or "." in message.split(" ")[0]
+        raise ValueError(message if named else f"{key}: {message}") from error
 
 
 def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
@@ -159,9 +157,10 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
 
 
 def head_width(algo: DictConfig) -> int | None:
-    """The number of classes that an algorithm has a head for; None: any."""
-    # ProtoMAML, and Reptile if it is to, make a head for the classes there are.
-    return None if "way" not in algo or algo.get("head") in ("prototypes", "fresh") else algo.way
+    """The number of classes that an algorithm has a head for; None: any, for it has none or makes one for every episode."""
+    kind, options = arguments(algo, "algo")
+    made: Any = kind  # an Algorithm: to import that would make every command wait for torch
+    return None if "way" in made.idle(options, training=False) else options.get("way")
 
 
 def must_be(key: str, value: str, kind: str) -> str:

@@ -12,11 +12,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import distributed
 
-from fsl_cli.config import GROUPS, must_be, suggest
+from fsl_cli.config import GROUPS, flat, must_be, suggest
 from fsl_cli.schema import COMMANDS
 
 # Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
@@ -118,11 +118,15 @@ def _configuration(error: BaseException) -> str:
             reason = str(link.msg or link).splitlines()[0]
             if "not in" in reason:
                 parent = getattr(link, "parent_node", None)
-                known = [str(name) for name in parent if name != "_target_"] if isinstance(parent, DictConfig) else []
+                known = (
+                    [str(name) for name in parent if name not in ("_target_", "hydra")] if isinstance(parent, DictConfig) else []
+                )
                 group, _, name = str(key).rpartition(".")
                 others = [command.__name__.lower() for command in COMMANDS if key in {field.name for field in fields(command)}]
                 if others:
                     return f"There is no key {key} here: it is an option of fsl {', '.join(others)}. Leave it out."
+                if not group and isinstance(parent, DictConfig) and (inner := _within(parent, name)):
+                    return f"There is no key {name}. Did you mean {inner}?"
                 place = f" in the {group} that is chosen ({group}=NAME chooses another)" if group in GROUPS else ""
                 return f"There is no key {key}{place}.{suggest(name, known) if known else ''}"
             if "not Optional" in reason:
@@ -148,6 +152,13 @@ def _configuration(error: BaseException) -> str:
         return f"{group[1]} is not an option of this command. Leave it out; --help lists the options."
     lines = [line.strip() for line in str(chain[0]).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", ". ".join(lines[:2]))
+
+
+def _within(config: DictConfig, name: str) -> str | None:
+    """The path of the option `name` in a group of a config: that of the task if more than one has it."""
+    leaves = flat(OmegaConf.to_container(config, throw_on_missing=False))
+    own = [key for key in leaves if key.endswith(f".{name}") and key.partition(".")[0] in (*GROUPS, "task", "device")]
+    return min(own, key=lambda key: (not key.startswith("task."), key), default=None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

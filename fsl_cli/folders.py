@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fsl_cli.datasets.archives import listing, refuse_odd_name, writable
-from fsl_cli.datasets.images import OTHERS
+from fsl_cli.datasets.images import OTHERS, hidden
 from fsl_cli.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -150,12 +150,12 @@ def there(place: str, key: str) -> Path:
 
 
 def _sorted(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not _hidden(Path(path.name)))
+    return sorted(path for path in folder.iterdir() if not hidden(Path(path.name)))
 
 
 def _below(root: Path) -> tuple[list[Path], list[Path]]:
     """The images in and below a folder, sorted, and the other files; links are followed, but not to what holds the folder."""
-    files = sorted(root / name for name in listing(root) if not _hidden(Path(name)))
+    files = sorted(root / name for name in listing(root) if not hidden(name))
     return [file for file in files if _is_image(file)], [file for file in files if not _is_image(file)]
 
 
@@ -167,10 +167,6 @@ def _tell(others: list[Path], key: str) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:MESSAGE]) + (", ..." if len(names) > MESSAGE else "")
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _is_image(path: Path) -> bool:

@@ -103,6 +103,8 @@ def rebuild(
     """The algorithm of a config on its device, with the weights of a checkpoint, or without one those its network comes with."""
     own = content is not None and choices.get("algo", "trained") in ("trained", content["choices"]["algo"])
     refuse_unread(cfg.algo, typed(overrides), training=False, learned=own)
+    if own and content is not None and not regression:
+        refuse_other_way(cfg, content)
     if content is None:
         model, classes = pretrained(cfg, choices, item_shape), 1
     else:
@@ -111,6 +113,16 @@ def rebuild(
     algo = device.settle(algo, place, cfg.device.precision.value)
     give_weights(algo, choices, content, key)
     return algo
+
+
+def refuse_other_way(cfg: DictConfig, content: dict[str, Any]) -> None:
+    """Refuses another number of classes than a checkpoint has a head for."""
+    name, made, asked = content["choices"]["algo"], head_width(OmegaConf.create(content["config"]).algo), head_width(cfg.algo)
+    if None not in (made, asked) and made != asked:
+        raise ValueError(
+            f"task.way = {asked}, but the head of algo={name} was trained for task.way={made}. Leave task.way out, or train an "
+            "algorithm that takes any, such as algo=protonet."
+        )
 
 
 def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any] | None, key: str) -> None:
@@ -129,9 +141,9 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
         return checkpoint.load_weights(algo, content, key)
     if learned or not all("running" in norms for norms in (checkpoint.trainer(content).norms, algo.norms)):
         raise ValueError(
-            f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of a metric or baseline "
-            "algorithm can be used with another head that needs no training: algo=centroid, logistic, r2d2, metaoptnet, knn or "
-            "finetune.)"
+            f"algo = {asked}, but the checkpoint was trained by algo={own}. Leave algo out. (The network of what is not trained "
+            "through inner steps can be used with another head that needs no training: algo=centroid, logistic, r2d2, "
+            "metaoptnet, knn or finetune.)"
         )
     return checkpoint.load_network(algo, content, key)
 

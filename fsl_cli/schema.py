@@ -101,31 +101,31 @@ class Evaluate(Episodic):
 
 
 @dataclass
-class Adapt(Command):
-    """`fsl adapt`."""
+class Recognition(Command):
+    """What `fsl adapt` and `fsl predict` share."""
 
     task: Any = None
     checkpoint: str | None = None
     support: str | None = None
-    output: str | None = None
     size: int | None = None
     norm: str | None = None
     leave_one_out: bool = False
 
 
 @dataclass
-class Predict(Command):
+class Adapt(Recognition):
+    """`fsl adapt`."""
+
+    output: str | None = None
+
+
+@dataclass
+class Predict(Recognition):
     """`fsl predict`."""
 
-    task: Any = None
-    checkpoint: str | None = None
     classifier: str | None = None
-    support: str | None = None
     query: str | None = None
-    size: int | None = None
-    norm: str | None = None
     reject_below: Any = None  # a number, auto, or null
-    leave_one_out: bool = False
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fsl_cli import checkpoint, device, parallel, results, resume, speed, stages, tuning
 from fsl_cli.algos.base import Batch
 from fsl_cli.batches import training_batch, training_data, training_sampler
-from fsl_cli.config import check, flat, recipe
+from fsl_cli.config import check, flat, recipes
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
@@ -94,7 +94,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         "fastest": stepper.fastest,
     }
     weights = sum(parameter.numel() for parameter in state.algo.parameters())
-    by = recipe(choices)
+    by = " and ".join(recipes(choices))
     log.info(
         f"{choices['algo']} on {choices['dataset']}: {weights:,} weights, {classes or 'no'} training classes, {place}, "
         f"{f'recipe {by}' if by else 'no recipe: default settings'}"

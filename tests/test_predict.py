@@ -148,7 +148,7 @@ def test_a_class_called_unknown_is_not_taken_for_a_refusal(models, drawings, mon
 
 def test_auto_refuses_unknown_classes_more_often_than_known_ones(models, cache_dir):
     source = fsl_cli.load(models / "protonet" / "best.pt", "device=cpu")
-    items = Strokes(cache_dir, 1, 1, 24, jitter=0.1).load().items[40:].reshape(24, 20, 1, 28, 28)  # easy, for a small model
+    items = Strokes(cache_dir, 1, 1, 24, tremor=0.1).load().items[40:].reshape(24, 20, 1, 28, 28)  # easy, for a small model
     refused = []
     for first in range(0, 24, 4):  # each time four classes are known, and the other twenty are not
         known, unknown = items[first : first + 4], np.delete(items, range(first, first + 4), 0)

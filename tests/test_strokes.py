@@ -56,7 +56,7 @@ def nearest_by_pixels(found: Packed) -> float:
 
 
 def test_strokes_may_be_harder_and_as_ever_they_keep_their_place_in_the_cache(tmp_path):
-    options = [{}, {"jitter": 2.0}, {"noise": 0.1}, {"strokes": 1}, {"jitter": 0.0}]
+    options = [{}, {"tremor": 2.0}, {"noise": 0.1}, {"strokes": 1}, {"tremor": 0.0}]
     usual, shaky, noisy, poor, still = (Strokes(str(tmp_path), 36, 2, 2, drawings=4, **given).load() for given in options)
     assert (tmp_path / "strokes-28-7e698b6763f4feaf").is_dir()
     assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 5
@@ -64,7 +64,7 @@ def test_strokes_may_be_harder_and_as_ever_they_keep_their_place_in_the_cache(tm
     assert nearest_by_pixels(still) == 1 > nearest_by_pixels(usual) > nearest_by_pixels(shaky)
     assert ((noisy.items > 0) ^ (usual.items > 0)).mean() == pytest.approx(0.1, abs=0.01)
     assert (poor.items > 0).mean() < 0.9 * (usual.items > 0).mean()
-    again = Strokes(str(tmp_path / "other"), 3, 2, 2, drawings=3, strokes=4, jitter=1, noise=0).load()
+    again = Strokes(str(tmp_path / "other"), 3, 2, 2, drawings=3, strokes=4, tremor=1, noise=0).load()
     assert np.array_equal(again.items[0], usual.items[0])
 
 
@@ -75,7 +75,7 @@ def test_strokes_may_be_harder_and_as_ever_they_keep_their_place_in_the_cache(tm
         ({"drawings": 1}, "drawings"),
         ({"size": 500}, "size"),
         ({"strokes": 5}, "strokes"),
-        ({"jitter": -1.0}, "jitter"),
+        ({"tremor": -1.0}, "tremor"),
         ({"noise": 0.6}, "noise"),
     ],
 )

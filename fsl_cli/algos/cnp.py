@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.heads import centroids, scaling
+from fsl_cli.algos.limits import at_least
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
@@ -27,6 +28,7 @@ class CNP(Algorithm):
         self, model: Embedding, way: int, hidden: int, code: int, standardise: bool = False, regression: bool = False
     ) -> None:
         super().__init__(regression)
+        at_least(1, hidden=hidden, code=code)
         self.standardise = standardise and not regression
         self.model = model
         self.encoder = _network(model.out_features + (way if regression else 0), hidden, code)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
 from fsl_cli.algos.heads import scaling
+from fsl_cli.algos.limits import at_least
 from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -48,6 +49,7 @@ class MANN(Algorithm):
         self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int, standardise: bool = False
     ) -> None:
         super().__init__()
+        at_least(1, places=places, width=width, heads=heads, controller=controller)
         self.model, self.way, self.standardise = model, way, standardise
         self.places, self.width, self.heads = places, width, heads
         self.controller = Cell(model.out_features + way, heads * width + controller, controller)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor
 from fsl_cli.algos.heads import centroids
+from fsl_cli.algos.limits import at_least
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import accuracy
 from fsl_cli.models.embedding import Embedding
@@ -29,6 +30,7 @@ class RelationNet(Algorithm):
 
     def __init__(self, model: Embedding, hidden: int, cross_entropy: bool = False) -> None:
         super().__init__()
+        at_least(1, hidden=hidden)
         self.model, self.cross_entropy = model, cross_entropy
         self.relation = Relation(model.out_shape, hidden)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, check_way
+from fsl_cli.algos.heads import scaling
+from fsl_cli.algos.limits import at_least
 from fsl_cli.algos.sequences import in_order
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -26,14 +28,24 @@ class SNAIL(Algorithm):
     sequential = True
     norms = PLAIN_NORMS
 
-    def __init__(self, model: Embedding, way: int, shot: int, filters: int, keys: list[int], values: list[int]) -> None:
+    def __init__(
+        self,
+        model: Embedding,
+        way: int,
+        shot: int,
+        filters: int,
+        keys: list[int],
+        values: list[int],
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
+        at_least(1, shot=shot, filters=filters)
         if not keys or len(keys) != len(values) or min(*keys, *values) < 1:
             raise ValueError(
                 f"algo.keys = {keys} and algo.values = {values}, but each must have a number of at least 1 for every attention. "
                 "The published widths are algo.keys=[64,256,512] algo.values=[32,128,256]."
             )
-        self.model, self.way = model, way
+        self.model, self.way, self.standardise = model, way, standardise
         layers: list[Attention | Convolution] = []
         width = model.out_features + way
         for block, (key, value) in enumerate(zip(keys, values, strict=True), start=1):
@@ -51,14 +63,15 @@ class SNAIL(Algorithm):
     def adapt(self, support: Examples) -> Predictor:
         check_way(self.way, support.targets)
         order = in_order(len(support.inputs), self.way, support.inputs.device)
-        seen = torch.cat([support.inputs, support.targets], dim=1)[order]  # [n, features + way]
+        scaled = scaling(support.inputs, self.standardise)
+        seen = torch.cat([scaled(support.inputs), support.targets], dim=1)[order]  # [n, features + way]
         before = []  # what every layer reads at the support items
         for layer in self.layers:
             before.append(seen)
             seen = torch.cat([seen, layer(seen)], dim=1)
 
         def predictor(queries: Tensor) -> Tensor:
-            last = torch.cat([queries, queries.new_zeros(queries.shape[0], self.way)], dim=1)
+            last = torch.cat([scaled(queries), queries.new_zeros(queries.shape[0], self.way)], dim=1)
             for layer, earlier in zip(self.layers, before, strict=True):
                 assert isinstance(layer, Attention | Convolution)
                 last = torch.cat([last, layer.after(earlier, last)], dim=1)

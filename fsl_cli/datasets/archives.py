@@ -39,6 +39,23 @@ def matching(data_dir: str | Path, source: str) -> list[Path]:
     return sorted(Path(path) for path in glob.glob(pattern))  # noqa: PTH207
 
 
+def absent(name: str, data_dir: str | Path, source: str, what: str, home: str) -> ValueError:
+    """What is to be raised where nothing matches; `what` it might be, and the data set `name` is to be had from `home`."""
+    if Path(source).expanduser().is_absolute():
+        return ValueError(
+            f"dataset.source = {source}: there is no such {what}. Get {name} from {home}, or name the place it is at."
+        )
+    if not Path(data_dir).expanduser().is_dir():
+        return ValueError(
+            f"data_dir = {data_dir}: there is no such folder. Name the one that {name} ({home}) lies in: data_dir=PATH, or "
+            "FSL_DATA_DIR in the environment."
+        )
+    return ValueError(
+        f"data_dir: {data_dir} has no {source} ({what}). Get {name} from {home} and put it there, or say where it is with "
+        "dataset.source=PATH."
+    )
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file is called as an archive is."""
     return path.is_file() and path.name.lower().endswith(SUFFIXES)

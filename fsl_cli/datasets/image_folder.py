@@ -4,6 +4,7 @@ The classes are split by three folders, `root/train/<class>/<image>` and so on, 
 hash of each class's name, so that a class stays in its split when others come and go.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +12,11 @@ import numpy as np
 
 from fsl_cli.datasets import archives, trees
 from fsl_cli.datasets.class_splits import Splits, by_hash, check_fractions, from_file
+from fsl_cli.datasets.images import hidden, is_image
 from fsl_cli.datasets.packed import SPLITS, Packed, Raw, digest
 from fsl_cli.datasets.resized import Resized
+
+log = logging.getLogger(__name__)
 
 FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # and what they hold
 EDITION = 2  # of the packed form: raise it when the same files are to give other pixels
@@ -58,6 +62,9 @@ class ImageFolder(Resized):
                 f"dataset.root = {self.folder} has {len(tree)} folders with images, expected two classes or more. Name the "
                 "folder that holds the class folders."
             )
+        others = [name for name in archives.listing(self.folder) if not is_image(name) and not hidden(name)]
+        if others:
+            log.info(f"dataset.root: {len(others)} files are left out whose names are not those of images ({others[0]} first).")
         return trees.read([self.folder], tree, self.size, self.channels, self.cache_dir, "dataset.root")
 
     def _splits(self, names: list[str]) -> Splits:

@@ -38,9 +38,13 @@ OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pill
 
 
 def is_image(name: str, suffixes: Set[str] = SUFFIXES) -> bool:
-    """Whether a file is called as an image is; what macOS and file managers leave behind is none."""
-    path = PurePath(name)
-    return path.suffix.lower() in suffixes and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    """Whether a file is called as an image is."""
+    return PurePath(name).suffix.lower() in suffixes and not hidden(name)
+
+
+def hidden(name: str | PurePath) -> bool:
+    """Whether a file is what macOS and file managers leave behind."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePath(name).parts)
 
 
 def check_size(size: int, key: str) -> None:

@@ -81,10 +81,8 @@ class Intents(Dataset):
         found = archives.matching(self.data_dir, self.source)
         sources = [path for path in found if path.is_dir()] or [path for path in found if archives.is_archive(path)]
         if not sources:
-            raise ValueError(
-                f"data_dir: {self.data_dir} has no {self.source} (a folder or archive with {' and '.join(self.files)} in it). "
-                f"Get {self.name} from {self.home} and put it there, or say where it is with dataset.source=PATH."
-            )
+            what = f"folder or archive with {' and '.join(self.files)} in it"
+            raise archives.absent(self.name, self.data_dir, self.source, what, self.home)
         return sources
 
     def _read(self, sources: list[Path]) -> Raw:

@@ -11,7 +11,6 @@ import io
 import re
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
@@ -21,6 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from fsl_cli.datasets import images
 from fsl_cli.datasets.drawings import to_drawing
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, with_channels
 from fsl_cli.datasets.torchvision_sets import patient
@@ -36,17 +36,7 @@ LARGEST = 65_536  # bytes; a real drawing has about 500
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 WHOLE = "{} characters with {} drawings each"
 EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
-# What zipfile and Pillow raise for damaged bytes; RuntimeError is an encrypted or exotically compressed member.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+BROKEN = (*images.BROKEN, zipfile.BadZipFile)
 
 
 class Omniglot(Dataset):

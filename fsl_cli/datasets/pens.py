@@ -2,7 +2,7 @@
 
 In the spirit of the generative model of Omniglot (Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through
 probabilistic program induction", Science 2015): one to four strokes, straight, angular, round or closed, that stand free or
-hang on an earlier stroke. Lengths, jitter and ink were chosen to look like Omniglot at 28x28. What this file draws is part of
+hang on an earlier stroke. Lengths, tremor and ink were chosen to look like Omniglot at 28x28. What this file draws is part of
 `strokes.EDITION`.
 """
 
@@ -105,10 +105,10 @@ def attempt(classes: int, rng: np.random.Generator, most: int) -> Program:
     )
 
 
-def unsteady(program: Program, rng: np.random.Generator, jitter: float) -> Program:
+def unsteady(program: Program, rng: np.random.Generator, tremor: float) -> Program:
     """The program as one hand runs it: with its own angles, lengths and joints."""
     strokes, segments = program.heading.shape, program.turns.shape
-    care = jitter * np.exp(rng.normal(0, 0.3, (len(program.side), 1)))
+    care = tremor * np.exp(rng.normal(0, 0.3, (len(program.side), 1)))
     each = care[..., None]
     stretch = each * (rng.normal(0, 0.11, segments) + rng.normal(0, 0.08, (*strokes, 1)))
     return program._replace(
@@ -149,17 +149,17 @@ def bounds(points: np.ndarray, exists: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(mask, points, np.inf).min((1, 2)), np.where(mask, points, -np.inf).max((1, 2))
 
 
-def draw(program: Program, rng: np.random.Generator, size: int, jitter: float, noise: float) -> np.ndarray:
+def draw(program: Program, rng: np.random.Generator, size: int, tremor: float, noise: float) -> np.ndarray:
     """One drawing of each class, uint8 `[classes, size, size]`, ink = 255."""
     classes = len(program.side)
-    points, steps = trace(unsteady(program, rng, jitter))
-    spin, slant = rng.normal(0, 0.05 * jitter, classes), rng.normal(0, 0.08 * jitter, classes)
-    wide, tall = np.exp(rng.normal(0, 0.06 * jitter, (2, classes)))
+    points, steps = trace(unsteady(program, rng, tremor))
+    spin, slant = rng.normal(0, 0.05 * tremor, classes), rng.normal(0, 0.08 * tremor, classes)
+    wide, tall = np.exp(rng.normal(0, 0.06 * tremor, (2, classes)))
     rows = [wide * np.cos(spin), wide * (slant - np.sin(spin)), tall * np.sin(spin), tall * np.cos(spin)]
     points = points @ np.stack(rows, -1).reshape(classes, 1, 2, 2).swapaxes(2, 3)
     low, high = bounds(points, program.exists)
-    grow = program.side * np.exp(rng.normal(0, 0.11 * jitter, classes)) / (high - low).max(-1)
-    centre = program.centre + rng.normal(0, 1.4 * jitter, (classes, 2))
+    grow = program.side * np.exp(rng.normal(0, 0.11 * tremor, classes)) / (high - low).max(-1)
+    centre = program.centre + rng.normal(0, 1.4 * tremor, (classes, 2))
     half = (high - low) / 2 * grow[:, None]
     centre += np.maximum(0.5 - (centre - half), 0) - np.maximum(centre + half - (SIDE - 1.5), 0)  # stay on the paper
     points = ((points - ((low + high) / 2)[:, None, None]) * grow[:, None, None, None]) + centre[:, None, None]
@@ -169,7 +169,7 @@ def draw(program: Program, rng: np.random.Generator, size: int, jitter: float, n
     ink = np.broadcast_to(steps * grow[:, None, None] / (np.sqrt(2 * np.pi) * PEN), (classes, STROKES, POINTS))
     across, down = bell(x, grid), bell(y, grid) * ink.reshape(classes, -1, 1).astype(np.float32)
     height = down.swapaxes(1, 2) @ across
-    radius = rng.normal(0.65, 0.08 * jitter, classes).clip(0.45, 0.95)
+    radius = rng.normal(0.65, 0.08 * tremor, classes).clip(0.45, 0.95)
     inked = height > np.exp(-0.5 * np.square(radius / PEN))[:, None, None]
     if noise:
         inked ^= rng.random(inked.shape) < noise

@@ -61,10 +61,8 @@ class Photos(Resized):
         ):
             if sources:
                 return sources
-        raise ValueError(
-            f"data_dir: {self.data_dir} has no {self.source} (a folder of class folders, or zip, tar, pickle or npz). "
-            f"Get {self.name} from {self.home} and put it there, or say where it is with dataset.source=PATH."
-        )
+        what = "folder of class folders, or zip, tar, pickle or npz"
+        raise archives.absent(self.name, self.data_dir, self.source, what, self.home)
 
     def _read(self, sources: list[Path]) -> Raw:
         if tables.is_table(sources[0]):

@@ -24,7 +24,7 @@ class Strokes(Dataset):
         train_classes: number of classes to train on; likewise `val_classes` and `test_classes`.
         drawings: number of items of each class.
         strokes: how many a class has at most, 1 to 4; with fewer, classes are harder to tell apart.
-        jitter: how unsteady the hand is; 0: all drawings of a class are equal, 2: twice as unsteady.
+        tremor: how unsteady the hand is; 0: all drawings of a class are equal, 2: twice as unsteady.
         noise: the share of pixels that are turned from ink to paper and back.
         size: side of the images in pixels.
         channels: 1, or 3 equal ones.
@@ -40,7 +40,7 @@ class Strokes(Dataset):
         size: int = 28,
         channels: int = 1,
         strokes: int = STROKES,
-        jitter: float = 1.0,
+        tremor: float = 1.0,
         noise: float = 0.0,
     ) -> None:
         self.classes = dict(zip(SPLITS, (train_classes, val_classes, test_classes), strict=True))
@@ -53,17 +53,17 @@ class Strokes(Dataset):
             raise ValueError(f"dataset.size = {size}, expected 8 to 224 pixels. Use 28, as for Omniglot.")
         if not 1 <= strokes <= STROKES:
             raise ValueError(f"dataset.strokes = {strokes}, expected 1 to {STROKES}. Use {STROKES}, or fewer for a harder task.")
-        if not 0 <= jitter <= 5:
-            raise ValueError(f"dataset.jitter = {jitter}, expected 0 to 5. Use 1, or more for a harder task.")
+        if not 0 <= tremor <= 5:
+            raise ValueError(f"dataset.tremor = {tremor}, expected 0 to 5. Use 1, or more for a harder task.")
         if not 0 <= noise <= 0.5:
             raise ValueError(
                 f"dataset.noise = {noise}, expected 0 to 0.5, a share of the pixels. Use 0, or 0.1 for a harder task."
             )
         self.cache_dir, self.drawings, self.size, self.channels = cache_dir, drawings, size, channels
-        self.strokes, self.jitter, self.noise = strokes, jitter, noise
+        self.strokes, self.tremor, self.noise = strokes, tremor, noise
 
     def load(self) -> Packed:
-        harder = (self.strokes, float(self.jitter), float(self.noise))
+        harder = (self.strokes, float(self.tremor), float(self.noise))
         options = [harder] if harder != (STROKES, 1.0, 0.0) else []  # the usual drawings keep the key that they have always had
         key = f"strokes-{self.size}-{digest(SEED, EDITION, self.classes, self.drawings, *options)}"
         items, names, counts = pack(self.cache_dir, key, self._draw)
@@ -86,6 +86,6 @@ class Strokes(Dataset):
                 block = items[len(names) : len(names) + end - start]
                 for drawing in range(self.drawings):
                     hand = np.random.default_rng([*key, 1 + drawing])
-                    block[:, drawing, 0] = draw(program, hand, self.size, self.jitter, self.noise)[: len(block)]
+                    block[:, drawing, 0] = draw(program, hand, self.size, self.tremor, self.noise)[: len(block)]
                 names += [f"{split}/character{c + 1:04d}" for c in range(start, end)]
         return Raw(items.reshape(-1, 1, self.size, self.size), names, [self.drawings] * len(names))
