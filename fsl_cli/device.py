@@ -94,6 +94,7 @@ def data_budget(place: torch.device, gib: float | None) -> int:
     if gib is not None:
         return int(gib * GIB)
     if place.type == "cuda":
+        torch.cuda.empty_cache()  # what a first stage, or another job of a sweep, has left
         return torch.cuda.mem_get_info(place)[0] // 2
     return _available() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process has them
 

@@ -10,6 +10,7 @@ import torch
 
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.episodes import Episode, Examples, Indices, P, Points, generator
+from fsl_cli.store import send
 
 
 class FunctionSampler:
@@ -59,5 +60,5 @@ class FunctionStore:
     def episodes(self, indices: Indices | Points, shot: int) -> Episode:
         """A meta-batch of episodes from points `[tasks, 1, shot + queries]`; inputs and targets are `[tasks, n, 1]`."""
         assert isinstance(indices, Points), "functions are drawn as points"
-        x, y = (torch.as_tensor(column, dtype=torch.float32, device=self.device).mT for column in indices)
+        x, y = (send(column.astype(np.float32), self.device).mT for column in indices)
         return Episode(Examples(x[:, :shot], y[:, :shot]), Examples(x[:, shot:], y[:, shot:]))

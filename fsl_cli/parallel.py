@@ -118,7 +118,9 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
 
     # As torchrun does: without it every process would take all cores for itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(round(TIMEOUT.total_seconds())))  # a step may take long
+    # A step may take long on a CPU; on a GPU none does, and what waits there for a process that died is not told so.
+    patience = 60 if torch.cuda.is_available() and typed(overrides).get("device.name") != "cpu" else TIMEOUT.seconds
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(patience))
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say themselves what is wrong

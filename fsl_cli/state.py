@@ -49,9 +49,7 @@ class Run:
             "algo": self.algo.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "progress": numbers
-            | {"failures": self.failures}
-            | {"window": [[float(value) for value in row] for row in self.window]},
+            "progress": numbers | {"failures": self.failures} | {"window": self._rows()},
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -74,9 +72,16 @@ class Run:
                 "optimizer.lr (or algo.inner_lr), or set device.precision=fp32; last.pt, if there is one, is from before."
             )
 
+    def _rows(self) -> list[list[float]]:
+        """The window as numbers: in one copy, for each of them waits for a GPU."""
+        if not self.window:
+            return []
+        place = self.window[-1][0].device  # the rows of a checkpoint are on the CPU
+        return torch.stack([torch.stack([value.to(place) for value in row]) for row in self.window]).tolist()
+
     def settled(self) -> list[list[float]]:
         """The window as numbers; one that is not finite ends the run."""
-        rows = [[float(value) for value in row] for row in self.window]
+        rows = self._rows()
         for number, (loss, _, norm) in enumerate(rows, start=self.step - len(rows) + 1):
             if not np.isfinite([loss, norm]).all():
                 raise RunError(

@@ -159,6 +159,7 @@ class Bench:
         store = Store(pixels, self.place)
         sampler = EpisodeSampler(classes, 5, 1, 15, 1, 0, EVALUATION["test"])
         device.settle(algo, self.place).eval()
+        speed.use(algo, speed.UNMEASURED | {"channels_last": algo.bulk})  # as fsl evaluate does
 
         def ours() -> None:
             score(algo, store, sampler, episodes)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("TORCH_LINALG_PREFER_CUSOLVER", "1")  # as the command does, before torch is imported
 import torch
 from hydra import compose, initialize_config_module
 from hydra._internal.hydra import Hydra
