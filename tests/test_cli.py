@@ -42,10 +42,18 @@ def test_evaluate_gives_the_accuracy_that_train_printed(algo: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [([], "cpu, recipe protonet_strokes"), (["~recipe"], "cpu, no recipe: default settings")]
+    ("algo", "words", "said"),
+    [
+        ("protonet", [], "cpu, recipe protonet_strokes"),
+        ("protonet", ["~recipe"], "cpu, no recipe: default settings"),
+        ("maml", [], "cpu, recipe maml_strokes and maml_strokes_conv4"),
+        ("maml", ["~recipe"], "cpu, no recipe: default settings"),
+    ],
 )
-def test_the_first_line_of_a_run_names_its_recipe(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: Any):
-    assert trained(monkeypatch, "protonet", "run", "steps=1", *words) == 0
+def test_the_first_line_of_a_run_names_its_recipes(
+    algo: str, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    assert trained(monkeypatch, algo, "run", "steps=1", *words) == 0
     assert said in capfd.readouterr().out
 
 

@@ -39,6 +39,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["optimizer=[adam]"], ["optimizer = [adam], but one must be chosen: optimizer=NAME."]),
         (["+optimizer=sgd"], ["optimizer has two values. Write optimizer=... once, without +."]),
         (["checkpoints=x"], ["no key checkpoints"]),
+        (["lr=0.01"], ["There is no key lr. Did you mean optimizer.lr?"]),
+        (["way=3"], ["There is no key way. Did you mean task.way?"]),
+        (["algo=maml", "task.way=0"], ["task.way = 0, but it must be at least 1."]),
+        (["algo=snail", "pretrain=null", "algo.filters=0"], ["algo.filters = 0, but it must be at least 1."]),
         (["task.way=2.5"], ["task.way", "2.5"]),
         (["steps=0"], ["steps = 0, but it must be at least 1."]),
         (["seed=-1"], ["seed = -1"]),
@@ -102,6 +106,21 @@ def test_a_mistake_is_named_with_its_repair(words: list[str], parts: list[str], 
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (
+            ["dataset=caltech101", "data_dir=/nowhere"],
+            "data_dir = /nowhere: there is no such folder. Name the one that caltech101",
+        ),
+        (["dataset=clinc150", "dataset.source=/nowhere"], "dataset.source = /nowhere: there is no such folder or archive"),
+        (["model=bag_of_words", *(word for word in SMALL if word.startswith("dataset."))], "model=bag_of_words takes texts"),
+    ],
+)
+def test_a_mistake_begins_with_the_key_to_change(words: list[str], start: str, monkeypatch: Any, capfd: Any):
+    assert message(monkeypatch, capfd, "train", *words).startswith(start)
+
+
 def test_a_refused_run_leaves_no_folder_unless_something_is_in_it(monkeypatch: Any, capfd: Any):
     Path("kept").mkdir()
     Path("kept/notes.txt").write_text("mine")
@@ -153,6 +172,7 @@ def test_a_finished_run_is_not_tested_otherwise(monkeypatch: Any, capfd: Any):
     [
         ("evaluate checkpoint=best.pt", "task.train_way"),
         ("evaluate checkpoint=best.pt", "dataset.crop"),
+        ("evaluate checkpoint=best.pt", "dataset.jitter"),
         ("data show", "task.train_way"),
         ("predict query=a.png", "device.compile"),
     ],
@@ -317,8 +337,7 @@ def test_nothing_is_prepared_or_shown_of_what_is_drawn(monkeypatch: Any, capfd: 
 def test_a_head_that_does_not_fit_the_way_is_named(monkeypatch: Any, capfd: Any):
     assert trained(monkeypatch, "maml", "run", "steps=1") == 0
     said = message(monkeypatch, capfd, "evaluate", "checkpoint=run/best.pt", "task.way=3")
-    assert "task.way" in said
-    assert "algo=protonet" in said
+    assert said.startswith("task.way = 3, but the head of algo=maml was trained for task.way=5.") and "algo=protonet" in said
 
 
 def test_evaluation_refuses_what_does_not_apply(models: Path, monkeypatch: Any, capfd: Any):
