@@ -85,7 +85,7 @@ def test_nearest_takes_the_closest_item_of_each_class():
     torch.testing.assert_close(nearest(torch.tensor([[4.0]]), support), torch.tensor([[-1.0, -4.0]]))
 
 
-@pytest.mark.parametrize("algo", ["cnp", "metanet"])
+@pytest.mark.parametrize("algo", ["cnp", "mann", "metanet", "snail"])
 def test_standardised_embeddings_may_be_moved_and_scaled_by_anything(algo: str):
     built, batch = make(algo, "mlp").eval(), blobs(1, 3, 2, 4)
     items, queries = (part.inputs[0].flatten(1)[:, : built.model.out_features] for part in batch)
