@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import unicodedata
@@ -47,6 +48,14 @@ def test_a_class_stays_in_its_split_when_others_come_and_go(tmp_path):
     sizes = [len(many[split]) for split in SPLITS]
     assert sum(sizes) == 60 and 28 <= sizes[0] <= 44 and min(sizes) >= 5
     assert members(own(tmp_path / "many", fractions=[0, 0, 1]))["test"] == {*names}
+
+
+def test_files_that_are_left_out_are_told(tmp_path, caplog):
+    write_folder(tmp_path / "own", blank("a", "b") | {"a/notes.txt": b"of mine", "b/.DS_Store": b"of the system"})
+    with caplog.at_level(logging.INFO):
+        assert own(tmp_path / "own", test_only=True).names == ["a", "b"]
+    (said,) = caplog.messages
+    assert said == "dataset.root: files whose names do not end as those of images are left out: a/notes.txt"
 
 
 def test_the_hash_split_is_a_constant(tmp_path):

@@ -64,7 +64,8 @@ class ImageFolder(Resized):
             )
         others = [name for name in archives.listing(self.folder) if not is_image(name) and not hidden(name)]
         if others:
-            log.info(f"dataset.root: {len(others)} files are left out whose names are not those of images ({others[0]} first).")
+            some = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            log.info(f"dataset.root: files whose names do not end as those of images are left out: {some}")
         return trees.read([self.folder], tree, self.size, self.channels, self.cache_dir, "dataset.root")
 
     def _splits(self, names: list[str]) -> Splits:
