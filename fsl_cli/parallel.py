@@ -77,9 +77,7 @@ def quiet(overrides: list[str]) -> list[str]:
         *overrides,
         f"hydra.run.dir={folder}",
         f"hydra.sweep.dir={folder}",
-        "hydra.sweep.subdir=.",
-        "hydra/job_logging=other_process",
-        "hydra/hydra_logging=disabled",
+        *("hydra.sweep.subdir=.", "hydra/job_logging=other_process", "hydra/hydra_logging=disabled"),
     ]
 
 
@@ -116,11 +114,10 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # As torchrun does: without it every process would take all cores for itself.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # else each takes all cores
     # A step may take long on a CPU; on a GPU none does, and what waits there for a process that died is not told so.
-    patience = 60 if torch.cuda.is_available() and typed(overrides).get("device.name") != "cpu" else TIMEOUT.seconds
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(patience))
+    gpus = torch.cuda.is_available() and typed(overrides).get("device.name") != "cpu"
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(60 if gpus else TIMEOUT.seconds))
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
