@@ -8,9 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fsl_cli import folders, loading
-from fsl_cli.errors import told
-from fsl_cli.learning import adapted, assess, line
+from fsl_cli.errors import run_and_report
 from fsl_cli.schema import register
+from fsl_cli.support import adapted, assess, line
 
 log = logging.getLogger(__name__)
 prepare = loading.prepare
@@ -21,7 +21,7 @@ register()
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="adapt")
 def main(cfg: DictConfig) -> None:
     """Runs one adaptation."""
-    told(run, cfg)
+    run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> None:

@@ -58,12 +58,13 @@ def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run,
     if isinstance(sampler, BatchSampler):
         assert isinstance(store, ItemStore), "batches are made of items"
         indices, labels = sampler.indices(step)
-        mine = parallel.slice_examples(len(labels))
+        mine = parallel.share_of_items(len(labels))
         return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
-    again = hard(state.algo, state.failures)
-    drawn = sampler.indices(step, again) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
+    failed = hard(state.algo, state.failures)
+    drawn = sampler.indices(step, failed) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
     indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
-    batch = store.episodes(parallel.slice_episodes(indices), indices.items.shape[-1] - sampler.queries)
+    mine = parallel.share_of_tasks(len(indices.items))
+    batch = store.episodes(indices.rows(mine), indices.items.shape[-1] - sampler.queries)
     return shuffled(batch, sampler.seed, step, len(indices.items)) if state.algo.sequential else batch
 
 

@@ -1,8 +1,8 @@
 """How sure and how good a classifier is, from its own support images: each is judged by what the others teach.
 
-So the probability is chosen too below which an answer is to be refused (`reject_below=auto`): each class in turn is left out
-and stands for the unknown. A number that was measured in training would not do: how probable answers are depends on how many
-classes there are, how many images of each, and what they show.
+The threshold for refusing an answer (`reject_below=auto`) is chosen the same way: each class in turn is left out and plays the
+unknown one. A threshold from training would not carry over: how probable answers are depends on the number of classes, the
+images of each, and what they show.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch.nn import functional
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import wilson
+from fsl_cli.structures import map_tensors
 
 DRAW_SEED = 20261121  # of the images that are held out if not all are
 SPREAD = 0.5  # how far, in logarithms, a temperature may well be from 1: few images cannot say much about it
@@ -77,8 +78,7 @@ def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, li
 
 def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor) -> Tensor:
     """Logits `[len(rows), way]` of some rows of the support while the others, all but the mask `without`, are adapted to."""
-    cuts = (~without, rows)
-    batch = Episode(*(Examples(support.inputs[cut].unsqueeze(0), support.targets[cut].unsqueeze(0)) for cut in cuts))
+    batch = Episode(*(map_tensors(support, lambda tensor, cut=cut: tensor[cut].unsqueeze(0)) for cut in (~without, rows)))
     return (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
 
 

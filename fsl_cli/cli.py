@@ -44,14 +44,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign, such as the one in 97.8 ± 0.2, shows its number
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = chosen(*(sys.argv[1:] or ["--help"]))
+        code = dispatch(*(sys.argv[1:] or ["--help"]))
         sys.stdout.flush()
     except BrokenPipeError:
         code = unread()
     sys.exit(code)
 
 
-def chosen(command: str, *rest: str) -> int:
+def dispatch(command: str, *rest: str) -> int:
     """Does what the first word says; returns the exit code."""
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -73,10 +73,10 @@ def chosen(command: str, *rest: str) -> int:
 def checked(command: str, overrides: list[str]) -> list[str]:
     """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
     from fsl_cli.config import RECIPES, suggest
-    from fsl_cli.overrides import PATHS, expanded, quoted, typed
+    from fsl_cli.overrides import PATHS, expanded, quoted, sweeps, typed
 
     flags, others = apart(overrides)
-    for word in others[command == "data" :]:  # its first word is an action
+    for word in others[1:] if command == "data" else others:  # the first word of fsl data is an action
         key, equals, value = word.partition("=")
         if key.startswith("-"):
             raise ValueError(
@@ -137,11 +137,6 @@ def apart(words: list[str]) -> tuple[list[str], list[str]]:
     return flags, others
 
 
-def sweeps(words: list[str]) -> bool:
-    """Whether several jobs are asked for."""
-    return bool({"-m", "--multirun"} & {*words})
-
-
 def interrupted() -> int:
     """Says so; returns the exit code."""
     print("Interrupted.", file=sys.stderr)
@@ -176,15 +171,16 @@ def run(command: str, overrides: list[str]) -> int:
     try:
         module = importlib.import_module(f"fsl_cli.{command}")
         from fsl_cli import parallel
+        from fsl_cli.overrides import asks_help, sweeps
 
         completed = module.prepare(checked(command, overrides))
-        processes = parallel.asked(completed)
+        processes = parallel.processes_asked(completed)
         if processes is not None:
             return parallel.launch(processes, command, overrides)
         flags, others = apart(parallel.quiet(completed))
         sys.argv = [f"fsl {command}", *flags, *others]
         try:
-            with choices.explaining(command) if {"-h", "--help"} & {*flags} else nullcontext():
+            with choices.explaining(command) if asks_help(flags) and "--hydra-help" not in flags else nullcontext():
                 module.main()
         except (OSError, ValueError) as error:  # of Hydra: what a job raises is told there
             refuse_folder(error, "hydra.sweep.dir" if sweeps(flags) else "out")

@@ -24,6 +24,7 @@ ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
 OWN = "FSL_MODULES"  # an environment variable: other modules that configs may name, parted by commas
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
+PLACES = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir")  # keys of where things lie
 RECIPES = ("recipe", "recipe/task", "recipe/model")  # groups that follow from the names of others
 
 EXAMPLES = {"a whole number": 10, "a number": 0.1}  # the other kinds say themselves how to write one
@@ -65,24 +66,19 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"{key} = nan, but it must be a number. Give it one.")
     if cfg.get("clip_norm") is not None and cfg.clip_norm <= 0:
         raise ValueError(f"clip_norm = {cfg.clip_norm}, but it must be positive, or null for no clipping.")
-    for key in ("threads", "task_chunk"):
-        value = OmegaConf.select(cfg, f"device.{key}")
-        if not (value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)):
-            raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, auto, or null for all.")
-    workers = OmegaConf.select(cfg, "device.workers")
-    counts = isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1
-    if cfg.get("device") is not None and not (workers == "auto" or counts):
-        raise ValueError(f"device.workers = {workers}, but it must be a whole number of at least 1, or auto.")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    for key in ("threads", "task_chunk", "workers") if cfg.get("device") is not None else ():
+        value, others = cfg.device[key], "or auto" if key == "workers" else "auto, or null for all"
+        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
+        if number < 1 and not (value == "auto" or (value is None and key != "workers")):
+            raise ValueError(f"device.{key} = {value}, but it must be a whole number of at least 1, {others}.")
+        if number > most and key != "task_chunk":
+            raise ValueError(f"device.{key} = {value}, but this machine has {os.cpu_count()} cores: use at most {most}.")
     if OmegaConf.select(cfg, "device.channels_last") not in (None, True, False, "auto"):
         raise ValueError(f"device.channels_last = {cfg.device.channels_last}, but it must be true, false or auto.")
     memory = OmegaConf.select(cfg, "device.memory")
     if memory is not None and not 0 <= memory < math.inf:
         raise ValueError(f"device.memory = {memory}, but it must be a number of GiB, or null for half of what is free.")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    for key in ("threads", "workers"):
-        number = OmegaConf.select(cfg, f"device.{key}")
-        if isinstance(number, int) and number > most:
-            raise ValueError(f"device.{key} = {number}, but this machine has {os.cpu_count()} cores: use at most {most}.")
     if (cfg.get("seed") or 0) >= 2**63:
         raise ValueError(f"seed = {cfg.seed}, but it must be below 2^63.")
     for key in GROUPS:
@@ -131,7 +127,7 @@ def build(node: Any, key: str, **given: Any) -> Any:
         return constructor(**kwargs, **wanted)
     except (ValueError, TypeError) as error:
         message = str(error)
-        named = message.startswith(key) or "." in message.split(" ")[0]
+        named = message.startswith(key) or "." in message.split(" ")[0]  # it begins with a key, as algo.inner_lr
         raise ValueError(message if named else f"{key}: {message}") from error
 
 

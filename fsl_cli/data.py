@@ -17,7 +17,8 @@ from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import SPLITS, Packed
 from fsl_cli.datasets.texts import to_texts, transcript
 from fsl_cli.episodes import EVALUATION, EpisodeSampler
-from fsl_cli.errors import told
+from fsl_cli.errors import run_and_report
+from fsl_cli.overrides import asks_help
 from fsl_cli.pictures import picture
 from fsl_cli.schema import register
 from fsl_cli.store import Store
@@ -31,7 +32,7 @@ register()
 
 def prepare(overrides: list[str]) -> list[str]:
     """Turns the first word, prepare or show, into an option."""
-    if {"--help", "-h", "--hydra-help"} & set(overrides):
+    if asks_help(overrides):
         return [word for word in overrides if word not in ACTIONS]
     if not overrides or overrides[0] not in ACTIONS:
         raise ValueError("fsl data needs one of two words next: fsl data prepare dataset=NAME, or fsl data show dataset=NAME.")
@@ -41,7 +42,7 @@ def prepare(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="data")
 def main(cfg: DictConfig) -> None:
     """Runs one action."""
-    told(run, cfg)
+    run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fsl_cli.datasets.packed import LYING, Classes
+from fsl_cli.structures import map_tensors
 
 # The evaluation streams are apart from the training streams: equal seeds never give equal keys.
 TRAIN, AUGMENT, ORDER = 0, 1, 2
@@ -38,7 +39,8 @@ def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
     """Cuts a meta-batch into parts of at most `size` tasks, each with its share of the whole."""
     tasks = len(batch.support.targets)
     for start in range(0, tasks, size or tasks):
-        part = Episode(*(Examples(*(t[start : start + (size or tasks)] for t in part)) for part in batch))
+        cut = slice(start, start + (size or tasks))
+        part = map_tensors(batch, lambda tensor, cut=cut: tensor[cut])
         yield part, len(part.support.targets) / tasks
 
 
@@ -130,10 +132,6 @@ class EpisodeSampler:
         for name, value, least in (("way", self.ways[0], 2), ("shot", self.shots[0], 1), ("queries", queries, 0)):
             if value < least:
                 raise ValueError(f"{prefix}{name} = {value}, but it must be at least {least}.")
-        if tasks < 1:
-            raise ValueError(f"task.tasks = {tasks}, but it must be at least 1.")
-        if seed < 0:
-            raise ValueError(f"seed = {seed}, but it must not be negative.")
         if len(classes) < 2:
             raise ValueError(
                 f"dataset: the {classes.split} split has only {len(classes)} class, and an episode needs two. Use more, or "
@@ -226,8 +224,13 @@ class BatchSampler:
         return Indices(self.items[chosen], self.turns[chosen]), self.labels[chosen]
 
 
-def label(inputs: Tensor, way: int) -> Examples:
-    """Gives inputs `[tasks, way * each, ...]`, sorted by class, their one-hot targets `[tasks, way * each, way]`."""
-    tasks, n = inputs.shape[:2]
-    slots = torch.eye(way, device=inputs.device).repeat_interleave(n // way, dim=0)
-    return Examples(inputs, slots.expand(tasks, n, way))
+def split(items: Tensor, shot: int) -> Episode:
+    """Episodes of items `[tasks, way, shot + queries, ...]`: the first `shot` of each class are the support."""
+    return Episode(_label(items[:, :, :shot]), _label(items[:, :, shot:]))
+
+
+def _label(items: Tensor) -> Examples:
+    """Items `[tasks, way, each, ...]` as inputs `[tasks, way * each, ...]` with one-hot targets `[tasks, way * each, way]`."""
+    tasks, way, each = items.shape[:3]
+    slots = torch.eye(way, device=items.device).repeat_interleave(each, dim=0)
+    return Examples(items.flatten(1, 2), slots.expand(tasks, -1, -1))

@@ -45,7 +45,7 @@ class Told(Exception):  # noqa: N818 - not an error of its own: it carries the e
         self.code = code
 
 
-def told(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+def run_and_report(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs a job; an error that `explain` knows is logged at once, so that in a sweep every failed job says why."""
     record = Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
     before = _size(record)

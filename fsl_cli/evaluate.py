@@ -19,10 +19,10 @@ from fsl_cli.algos.base import Algorithm
 from fsl_cli.config import build, check, offer, run_folder
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
-from fsl_cli.errors import told
+from fsl_cli.errors import run_and_report
 from fsl_cli.loading import rebuild, refuse_untrained
 from fsl_cli.metrics import details, headline
-from fsl_cli.overrides import typed
+from fsl_cli.overrides import asks_help, typed
 from fsl_cli.results import line, protocol, refuse_used, source, warn_of_seen, write
 from fsl_cli.schema import Precision, register
 from fsl_cli.scoring import score
@@ -40,7 +40,7 @@ register()
 def prepare(overrides: list[str]) -> list[str]:
     """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
     words = typed(overrides)
-    asked = bool({"--help", "-h", "--hydra-help"} & set(overrides))
+    asked = asks_help(overrides)
     groups: dict[str, Any] = {group: {} for group in TRAINED}
     names, stay = dict.fromkeys((*TRAINED, "seed"), "trained"), []
     if words.get("checkpoint", "null") != "null":
@@ -65,7 +65,7 @@ def prepare(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="evaluate")
 def main(cfg: DictConfig) -> float:
     """Runs one evaluation; returns its accuracy, or mean squared error."""
-    return told(run, cfg)
+    return run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> float:
@@ -75,8 +75,8 @@ def run(cfg: DictConfig) -> float:
     place = device.choose(cfg.device.name)
     parallel.join(place)
     chief = parallel.rank() == 0
-    folder = parallel.same(run_folder())
-    parallel.agreed(lambda: refuse_used(folder) if chief else None)
+    folder = parallel.from_first(run_folder())
+    parallel.all_or_none(lambda: refuse_used(folder) if chief else None)
     content = checkpoint.load(cfg.checkpoint, "checkpoint") if cfg.checkpoint is not None else None
     if content is not None:
         trained = OmegaConf.create(content["config"]).device.precision

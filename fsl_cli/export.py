@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fsl_cli import folders, loading
 from fsl_cli.classifier import Classifier
-from fsl_cli.errors import RunError, out_of_memory, told
+from fsl_cli.errors import RunError, out_of_memory, run_and_report
 from fsl_cli.schema import Format, register
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def prepare(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="export")
 def main(cfg: DictConfig) -> None:
     """Runs one export."""
-    told(run, cfg)
+    run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> None:

@@ -27,9 +27,9 @@ class FunctionSampler:
             raise ValueError(f"{prefix}way = {way}, but the functions of dataset={data.name} have one value: use task=sine.")
         if not isinstance(shot, int):
             raise ValueError(f"{prefix}shot = {shot}, but for functions it must be a whole number.")
-        for name, value, least in ((f"{prefix}shot", shot, 1), (f"{prefix}queries", queries, 0), ("task.tasks", tasks, 1)):
+        for name, value, least in (("shot", shot, 1), ("queries", queries, 0)):
             if value < least:
-                raise ValueError(f"{name} = {value}, but it must be at least {least}.")
+                raise ValueError(f"{prefix}{name} = {value}, but it must be at least {least}.")
         self.draw, self.shot, self.queries = data.draw, shot, queries
         self.tasks, self.seed, self.stream = tasks, seed, stream
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from fsl_cli.config import arguments
@@ -19,6 +20,16 @@ def typed(overrides: Iterable[str]) -> dict[str, str]:
     """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
     pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
     return {key: _unquoted(value) for key, _, value in pairs}
+
+
+def sweeps(words: Iterable[str]) -> bool:
+    """Whether several jobs are asked for."""
+    return bool({"-m", "--multirun"} & {*words})
+
+
+def asks_help(words: Iterable[str]) -> bool:
+    """Whether the options are asked for, and nothing is to run."""
+    return bool({"-h", "--help", "--hydra-help"} & {*words})
 
 
 def refuse_unread(algo: DictConfig, words: Mapping[str, str], training: bool, learned: bool = False) -> None:
@@ -47,8 +58,7 @@ def quoted(overrides: Iterable[str]) -> list[str]:
             word = expanded(word)
             value = word.partition("=")[2]
             if value != "null" and _unquoted(value) == value and "${" not in value:
-                escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
-                word = f"{key}='{escaped}'"
+                word = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
         words.append(word)
     return words
 

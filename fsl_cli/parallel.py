@@ -18,15 +18,14 @@ import torch
 from torch import distributed
 
 from fsl_cli.algos.base import Algorithm, Outcome
-from fsl_cli.episodes import Indices, Points
 from fsl_cli.errors import RunError
 from fsl_cli.overrides import typed
 
 TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of every process that torchrun has started
 OURS = "fsl"  # its value where it was `launch`
-COMMON = 5.0  # seconds in which a process that fails ends the others
-AGREED = 1.0  # seconds between two looks whether a process is to stop
+GRACE_S = 5.0  # before other processes say why they fail: if process 0 failed too, it ends them within that time
+POLL_S = 1.0  # between two looks whether a process is to stop
 
 Made = TypeVar("Made")
 
@@ -50,7 +49,9 @@ def leave() -> None:
 
 def rank() -> int:
     """The number of this process."""
-    return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
+    if distributed.is_initialized():
+        return distributed.get_rank()
+    return int(os.environ.get("RANK", 0)) if launched() else 0
 
 
 def speaks() -> bool:
@@ -81,7 +82,7 @@ def quiet(overrides: list[str]) -> list[str]:
     ]
 
 
-def asked(overrides: list[str]) -> int | None:
+def processes_asked(overrides: list[str]) -> int | None:
     """How many processes the user asks this one to start, by `device=ddp`; None if this one is to do the work."""
     words = typed(overrides)
     looks = {"--cfg", "-c", "--help", "-h", "--info", "-i"} & set(overrides)
@@ -139,19 +140,18 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
     return 0
 
 
-def slice_episodes(indices: Indices | Points) -> Indices | Points:
-    """This process's tasks of a meta-batch."""
-    tasks = len(indices.items)
+def share_of_tasks(tasks: int) -> slice:
+    """This process's share of the tasks of a meta-batch."""
     if tasks < world():
         raise ValueError(
             f"task.tasks = {tasks}, but {world()} processes share each meta-batch, and every one needs a task. "
             f"Set task.tasks={world()} or more, or start fewer processes."
         )
-    return indices.rows(part(tasks))
+    return part(tasks)
 
 
-def slice_examples(batch: int) -> slice:
-    """This process's items of a pre-training batch; normalisation over all of them needs parts of equal size."""
+def share_of_items(batch: int) -> slice:
+    """This process's share of the items of a pre-training batch; normalisation over all of them needs parts of equal size."""
     if batch % world():
         raise ValueError(f"algo.batch = {batch}, but {world()} processes share each batch. Choose a multiple of {world()}.")
     return part(batch)
@@ -186,12 +186,12 @@ def gather(mine: Any) -> list[Any]:
     return everyone
 
 
-def same(value: Any) -> Any:
+def from_first(value: Any) -> Any:
     """The value of process 0, in every process."""
     return gather(value)[0]
 
 
-def agreed(make: Callable[[], Made]) -> Made:
+def all_or_none(make: Callable[[], Made]) -> Made:
     """What `make` gives; what one process refuses, all refuse, so that none waits for another."""
     if world() == 1:
         return make()
@@ -222,16 +222,16 @@ class Stopping:
         now = time.monotonic()
         found = gather((wish, (now - self.since) / self.steps))
         self.since, self.steps = now, 0
-        self.wait = max(1, int(AGREED / max(pace for _, pace in found)))
+        self.wait = max(1, int(POLL_S / max(pace for _, pace in found)))
         return next((signal for signal, _ in found if signal is not None), None)
 
 
 class OtherProcess(logging.StreamHandler):
-    """Tells why a process other than 0 fails, unless all do: process 0 says that, and the others end meanwhile."""
+    """Says why a process other than 0 fails, after a pause, so that what all of them refuse is said once: by process 0."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes to stderr."""
-        time.sleep(COMMON)
+        time.sleep(GRACE_S)
         record.msg = f"Process {rank()}: {record.msg}"
         super().emit(record)
 

@@ -20,9 +20,9 @@ from fsl_cli.calibration import check_threshold
 from fsl_cli.classifier import BATCH, Classifier, Prediction, restored
 from fsl_cli.config import run_folder
 from fsl_cli.datasets.texts import read_texts
-from fsl_cli.errors import RunError, told
-from fsl_cli.learning import adapted, assess, line
+from fsl_cli.errors import RunError, run_and_report
 from fsl_cli.schema import register
+from fsl_cli.support import adapted, assess, line
 from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ register()
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Runs one prediction."""
-    told(run, cfg)
+    run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> None:
@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> None:
         classifier = restored(trained, content["classifier"])
     log.info(line(classifier))
     found = assess(classifier) if cfg.leave_one_out else {}
-    refusal = chosen(classifier) if below == "auto" else {"reject_below": below}
+    refusal = choose_threshold(classifier) if below == "auto" else {"reject_below": below}
     answers = judged(classifier, asked, reader, refusal["reject_below"])
     if not answers:
         raise RunError(f"query = {cfg.query}: nothing in it could be read as an image. {list(reader.skipped.values())[-1]}")
@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> None:
     reader.raise_if_skipped(folder / "predictions.csv")
 
 
-def chosen(classifier: Classifier) -> dict[str, Any]:
+def choose_threshold(classifier: Classifier) -> dict[str, Any]:
     """Logs the probability below which answers are refused, chosen on the support items; returns it for predictions.json."""
     found = classifier.rejection()
     if not found.threshold:

@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from fsl_cli.config import check, flat, run_folder
-from fsl_cli.errors import told
+from fsl_cli.config import PLACES, check, flat, run_folder
+from fsl_cli.errors import run_and_report
 from fsl_cli.metrics import ACCURACY, MSE, Measure, interval
 from fsl_cli.results import refuse_used
 from fsl_cli.schema import register
@@ -27,8 +27,7 @@ TEST = ("dataset", "dataset_options", "split", "way", "shot", "queries", "episod
 METHOD = ("algo", "model", "norm", "trained_by", "train_on_val", "inner_steps")
 CHECKPOINT = "checkpoint"
 # What a run may differ in and still be the same training with another seed, or on another machine.
-FREE = ("seed", "out", "resume", CHECKPOINT, "trained", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir",
-        "episodes", "checkpoint_every", "log_every")  # fmt: skip
+FREE = (*PLACES, "seed", CHECKPOINT, "trained", "episodes", "checkpoint_every", "log_every")
 FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody typed another
 # What a table is made with; the other values of a result are only compared or shown.
 KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
@@ -88,7 +87,7 @@ def prepare(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="report")
 def main(cfg: DictConfig) -> None:
     """Makes one report."""
-    told(run, cfg)
+    run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig) -> None:

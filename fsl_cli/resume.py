@@ -8,26 +8,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsl_cli import checkpoint, parallel
-from fsl_cli.config import GROUPS, differences
-from fsl_cli.overrides import quoted, typed
+from fsl_cli.config import GROUPS, PLACES, differences
+from fsl_cli.overrides import quoted, sweeps, typed
 from fsl_cli.tracking import busy
 
 RUNS = Path("runs/train")
 STAGE = "pretrain"  # the sub-folder of a run where its first stage lies
-FREE = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir", "steps", "episodes",
-        "eval_every", "checkpoint_every", "log_every", "early_stop")  # fmt: skip
+FREE = (*PLACES, "steps", "episodes", "eval_every", "checkpoint_every", "log_every", "early_stop")
 
 
 def prepare(overrides: list[str]) -> list[str]:
     """Completes what the user typed with what the checkpoint was started with; typed values win."""
     words = typed(overrides)
     resume = words.get("resume", "null")
-    if {"-m", "--multirun"} & set(overrides) and resume not in ("null", "", "auto"):
+    if sweeps(overrides) and resume not in ("null", "", "auto"):
         raise ValueError(
             f"resume = {resume}, but the jobs of a sweep have folders of their own. Go on with one run at a time, without -m; or "
             "with all of a sweep: hydra.sweep.dir=FOLDER resume=auto."
         )
-    if resume in ("null", "") or {"-m", "--multirun"} & set(overrides):
+    if resume in ("null", "") or sweeps(overrides):
         return overrides
     if resume == "auto":
         path = Path(words["out"]) / "last.pt" if "out" in words else _unfinished(words)

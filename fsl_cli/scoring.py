@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.episodes import Episode, Examples, Indices, chunks, label
+from fsl_cli.episodes import Examples, Indices, chunks, split
 from fsl_cli.errors import out_of_memory
 from fsl_cli.features import embeddings
 from fsl_cli.metrics import Errors, Scores, concatenate, score_logits, score_values
@@ -66,9 +66,8 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
     parts = []
     most = max(1, CACHED_VALUES // (places[0].numel() * features.shape[1]))
     for part in places.split(min(algo.cached_chunk, most)):
-        rows, way = features[part], part.shape[1]  # [tasks, way, shot + queries, features]
-        support, query = (label(rows[:, :, cut].flatten(1, 2), way) for cut in (slice(None, shot), slice(shot, None)))
-        parts.append(score_logits(algo.scores(Episode(support, query)), query.targets))
+        episodes = split(features[part], shot)
+        parts.append(score_logits(algo.scores(episodes), episodes.query.targets))
     return parts
 
 

@@ -37,7 +37,7 @@ class Stepper:
                 "Set device.workers=1."
             )
         self.captured = captured
-        self.backward = way(algo, fastest, captured)
+        self.backward = step_function(algo, fastest, captured)
         if compiled:
             for name in algo.compiled:
                 setattr(algo, name, torch.compile(getattr(algo, name)))
@@ -54,7 +54,7 @@ class Stepper:
                 self.algo.task_chunk = max(1, min(self.algo.task_chunk or tasks(batch), tasks(batch)) // 2)
                 self.fastest["task_chunk"] = self.algo.task_chunk  # checkpoints keep it
                 log.info(f"Out of memory: device.task_chunk is {self.algo.task_chunk} from here on.")
-            self.backward = way(self.algo, self.fastest, self.captured)
+            self.backward = step_function(self.algo, self.fastest, self.captured)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -131,7 +131,7 @@ def changes(algo: Algorithm) -> tuple[str, ...]:
     return (*algo.spans, *(["hard_tasks"] if algo.hard_tasks else []))
 
 
-def way(algo: Algorithm, choice: Choice, captured: bool = False) -> Callable[[Batch], Outcome]:
+def step_function(algo: Algorithm, choice: Choice, captured: bool = False) -> Callable[[Batch], Outcome]:
     """What adds the gradient of a meta-batch: the algorithm's own `backward`, its CUDA graph, or threads that share it out."""
     if captured:
         return Capture(algo)

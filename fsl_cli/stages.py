@@ -32,16 +32,16 @@ class Job(NamedTuple):
 
     choices: dict[str, str]  # what was chosen of each group, and the seed
     overrides: list[str]  # what it was composed with
-    typed: list[str]  # the same, but for a first stage what was typed for the whole
+    relaunch: list[str]  # what starts the whole again: the same, but for a first stage
     folder: Path
     again: str  # the command that goes on with it
 
 
-def asked(cfg: DictConfig) -> Job:
+def current_job(cfg: DictConfig) -> Job:
     """The job that Hydra runs."""
     hydra = HydraConfig.get()
     refuse_unread(cfg.algo, typed(hydra.overrides.task), training=True)
-    folder = parallel.same(run_folder())
+    folder = parallel.from_first(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
     # So that options of the user's own are found when the run goes on from its checkpoint alone.
     own = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]

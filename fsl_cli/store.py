@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fsl_cli.datasets.augment import DRAWS, Augment
-from fsl_cli.episodes import AUGMENT, Episode, Examples, Indices, P, Points, generator, label
+from fsl_cli.episodes import AUGMENT, Episode, Examples, Indices, P, Points, generator, split
 
 T = TypeVar("T")
 
@@ -41,11 +41,7 @@ class ItemStore(ABC):
     def episodes(self, indices: Indices | Points, shot: int) -> Episode:
         """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
         assert isinstance(indices, Indices), "a store holds items"
-        inputs = self.gather(indices)  # [tasks, way, shot + queries, *item]
-        return Episode(self._examples(inputs[:, :, :shot]), self._examples(inputs[:, :, shot:]))
-
-    def _examples(self, inputs: Tensor) -> Examples:
-        return label(inputs.flatten(1, 2), inputs.shape[1])
+        return split(self.gather(indices), shot)
 
     def batch(self, indices: Indices, labels: np.ndarray, classes: int) -> Examples:
         """A supervised batch: inputs `[batch, *item]`, targets `[batch, classes]`."""

@@ -19,7 +19,7 @@ from fsl_cli.config import check, flat, recipes
 from fsl_cli.datasets.drawn import Drawn
 from fsl_cli.datasets.packed import Packed
 from fsl_cli.episodes import TRAIN, Episode, EpisodeSampler
-from fsl_cli.errors import told
+from fsl_cli.errors import run_and_report
 from fsl_cli.features import training_store
 from fsl_cli.hard import failed
 from fsl_cli.interrupt import Interrupt
@@ -43,7 +43,7 @@ register()
 @hydra.main(version_base="1.3", config_path="pkg://fsl_cli.configs", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Runs one training; returns the best validation accuracy, or mean squared error."""
-    return told(run, cfg)
+    return run_and_report(run, cfg)
 
 
 def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     cfg.device.name = place.type  # the checkpoint says where its steps were measured
     parallel.join(place)
     chief = parallel.rank() == 0  # of several processes, the one that writes
-    job = job or stages.asked(cfg)
+    job = job or stages.current_job(cfg)
     folder, choices = job.folder, job.choices
     content = resume.source(cfg.resume, folder)
     if content is not None:
@@ -89,7 +89,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     origin = {
         "config": OmegaConf.to_yaml(cfg),
         "choices": choices,
-        "overrides": job.typed,
+        "overrides": job.relaunch,
         "data": {"item_shape": list(data.item_shape), "classes": classes, "seen": sorted(set(seen)), "contents": holds},
         "fastest": stepper.fastest,
     }
@@ -100,7 +100,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
         f"{f'recipe {by}' if by else 'no recipe: default settings'}"
     )
     log.info(f"Everything goes to {folder}")
-    known = {split: results.warn_of_seen(seen, data, split) for split in ("val", "test")}
+    seen_counts = {split: results.warn_of_seen(seen, data, split) for split in ("val", "test")}
 
     def save(name: str) -> None:
         state.settled()  # never keep a state that has diverged
@@ -109,7 +109,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
             checkpoint.save(folder / name, {**origin, **state.content()})
 
     stopping = parallel.Stopping()
-    with parallel.agreed(lambda: Tracker(folder, state.step, cfg.steps, silent=not chief)) as tracker:
+    with parallel.all_or_none(lambda: Tracker(folder, state.step, cfg.steps, silent=not chief)) as tracker:
         if chief:  # after the tracker has made sure that no other process works in the folder
             used = OmegaConf.merge(cfg, {"device": stepper.fastest})
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True), encoding="utf-8")
@@ -136,7 +136,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                 if stop and not done:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
                     raise SystemExit(128 + stop)
-        return finish(state, tracker, store, (validation, test), data, known, folder, cfg, began)
+        return finish(state, tracker, store, (validation, test), data, seen_counts, folder, cfg, began)
 
 
 def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepper, cfg: DictConfig) -> None:
@@ -210,13 +210,13 @@ def finish(
     store: AnyStore,
     samplers: tuple[Sampler, ...],
     data: Packed | Drawn,
-    known: dict[str, int],
+    seen_counts: dict[str, int],
     folder: Path,
     cfg: DictConfig,
     began: float,
 ) -> float:
-    """Tests the best checkpoint once, and writes what the run came to; `known`: classes of a split that were trained on."""
-    content = checkpoint.load(parallel.same(folder) / "best.pt", "out")  # all wait until the first process has written it
+    """Tests the best checkpoint once, and writes what the run came to; `seen_counts`: classes of a split that were trained on."""
+    content = checkpoint.load(parallel.from_first(folder) / "best.pt", "out")  # all wait until the first process has written it
     checkpoint.load_weights(state.algo, content, "out")
     validation, test = samplers
     scores = score(state.algo, store, test, cfg.episodes)
@@ -234,8 +234,8 @@ def finish(
         "train_on_val": cfg.train_on_val,
         "step": content["step"],
         "steps": state.step,
-        "classes_seen": known["test"],
-        "val": val | {"episodes": cfg.val_episodes, "classes_seen": known["val"]},
+        "classes_seen": seen_counts["test"],
+        "val": val | {"episodes": cfg.val_episodes, "classes_seen": seen_counts["val"]},
         "adaptation_curve": curve,
         "wall_time_s": round(time.perf_counter() - began, 3),
         "tasks_per_s": round(tasks_per_s(state, cfg), 3),

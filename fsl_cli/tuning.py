@@ -19,7 +19,7 @@ from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.datasets.packed import digest
 from fsl_cli.episodes import Episode
 from fsl_cli.errors import out_of_memory
-from fsl_cli.speed import UNMEASURED, WARM_UP, Choice, batch_on_gpu, reset, tasks, use, way
+from fsl_cli.speed import UNMEASURED, WARM_UP, Choice, batch_on_gpu, reset, step_function, tasks, use
 from fsl_cli.structures import leaves
 from fsl_cli.whole import whole
 
@@ -55,9 +55,9 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
     if "auto" not in asked.values():
         return asked
     file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg, batch)}.json"
-    chosen = kept or parallel.same(_read(file))
+    chosen = kept or parallel.from_first(_read(file))
     if chosen is None and cfg.steps >= WORTHWHILE:
-        chosen = parallel.same(measure(algo, batch, asked, cfg.device.graph))
+        chosen = parallel.from_first(measure(algo, batch, asked, cfg.device.graph))
         if parallel.rank() == 0:
             _write(file, chosen)
     return _filled(asked, chosen or UNMEASURED | {"task_chunk": min(CHUNK, tasks(batch))})
@@ -144,7 +144,7 @@ def _seconds(algo: Algorithm, batch: Batch, choice: Choice, captured: bool = Fal
     chunk = algo.task_chunk
     use(algo, choice)
     try:
-        step = way(algo.train(), choice, captured)
+        step = step_function(algo.train(), choice, captured)
         for _ in range(WARM_UP + 1 if captured else 0):
             step(batch)
         if batch_on_gpu(batch):

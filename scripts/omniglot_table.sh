@@ -42,7 +42,7 @@ for file in sorted(Path(sys.argv[1]).glob("*/*/result.json")):
     row = json.loads(file.read_text())
     if "steps" not in row:  # an evaluation that somebody has put beside the trainings
         continue
-    print(f"| `{row['algo']}` | {row['dataset_options']['split']} | {row['way']}-way {row['shot']}-shot | {row['seed']} | {100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} "
+    print(f"| `{row['algo']}` | {row['dataset_options']['split']} | {row['way']}-way {row['shot']}-shot | {row['train_seed']} | {100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} "
           f"| {row['norm']} | {row['step']} / {row['steps']} | {row['wall_time_s']:.0f} |")
 PYTHON
 exit $failed

@@ -135,7 +135,8 @@ def in_two_parts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], Any]) -> li
     monkeypatch.setattr(parallel, "world", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        parts.append(parallel.slice_episodes(draw()))
+        drawn = draw()
+        parts.append(drawn.rows(parallel.share_of_tasks(len(drawn.items))))
     return parts
 
 

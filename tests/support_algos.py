@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsl_cli.algos.base import Algorithm, Batch
 from fsl_cli.config import build
-from fsl_cli.episodes import Episode, Examples, label
+from fsl_cli.episodes import Episode, Examples, split
 
 FOLDER = Path(__file__).parents[1] / "configs"
 ALGOS = sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml"))
@@ -61,13 +61,15 @@ def blobs(tasks: int, way: int, shot: int, queries: int, noise: float = 0.3, tex
         tokens = 1 + 4 * words + torch.randint(4, (tasks, way, shot + queries, 6))
         ends = torch.randint(2, 7, (tasks, way, shot + queries, 1))
         tokens = tokens.masked_fill(torch.arange(6) >= ends, 0)
-        parts = (tokens[:, :, :shot], tokens[:, :, shot:])
-        return Episode(*(Examples(x.flatten(1, 2), label(x.flatten(1, 2), way).targets.double()) for x in parts))
+        return doubled(split(tokens, shot))
     patterns = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     chosen = torch.stack([torch.randperm(CLASSES)[:way] for _ in range(tasks)])
     inputs = patterns[chosen].unsqueeze(2) + noise * torch.randn(tasks, way, shot + queries, *SHAPE, dtype=torch.float64)
-    parts = (inputs[:, :, :shot], inputs[:, :, shot:])
-    return Episode(*(Examples(x.flatten(1, 2), label(x.flatten(1, 2), way).targets.double()) for x in parts))
+    return doubled(split(inputs, shot))
+
+
+def doubled(batch: Episode) -> Episode:
+    return Episode(*(part._replace(targets=part.targets.double()) for part in batch))
 
 
 def training_batch(algo: Algorithm, tasks: int) -> Batch:

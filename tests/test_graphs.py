@@ -78,7 +78,7 @@ def test_a_replayed_step_is_a_step_on_the_batch_that_is_given(name: str):
     torch.manual_seed(1)
     plain = make(name, "conv4").train()
     fast = copy.deepcopy(plain)
-    step = speed.way(fast, FREE, captured=True)
+    step = speed.step_function(fast, FREE, captured=True)
     outcomes = []
     for number in range(speed.WARM_UP + 3):
         torch.manual_seed(number)

@@ -15,7 +15,7 @@ from support_algos import SHAPE, make
 
 from fsl_cli import checkpoint, parallel
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import EpisodeSampler, Indices
+from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.scoring import score
 from fsl_cli.store import Store
 
@@ -131,26 +131,25 @@ def test_there_may_be_more_processes_than_episodes(monkeypatch: pytest.MonkeyPat
 
 def test_what_cannot_be_shared_out_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "world", lambda: 2)
-    one = Indices(np.zeros((1, 5, 6), dtype=np.int64), np.zeros((1, 5, 6), dtype=np.int64))
     with pytest.raises(ValueError, match=r"task\.tasks = 1, but 2 processes share each meta-batch"):
-        parallel.slice_episodes(one)
+        parallel.share_of_tasks(1)
     with pytest.raises(ValueError, match=r"algo\.batch = 7, but 2 processes share each batch"):
-        parallel.slice_examples(7)
+        parallel.share_of_items(7)
 
 
 def test_what_one_process_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch):
     def refusing() -> None:
         raise ValueError("out = x. Choose another.")
 
-    assert parallel.agreed(lambda: 3) == 3
+    assert parallel.all_or_none(lambda: 3) == 3
     monkeypatch.setattr(parallel, "world", lambda: 2)
     monkeypatch.setattr(parallel, "gather", lambda mine: [mine, None])
-    assert parallel.agreed(lambda: 3) == 3
+    assert parallel.all_or_none(lambda: 3) == 3
     with pytest.raises(ValueError, match=r"^out = x\. Choose another\.$"):
-        parallel.agreed(refusing)
+        parallel.all_or_none(refusing)
     monkeypatch.setattr(parallel, "gather", lambda mine: [mine, "out = y. Choose another."])
     with pytest.raises(ValueError, match=r"^out = y\. Choose another\.$"):
-        parallel.agreed(lambda: 3)
+        parallel.all_or_none(lambda: 3)
 
 
 def test_processes_look_about_once_a_second_whether_to_stop(monkeypatch: pytest.MonkeyPatch):
@@ -184,14 +183,14 @@ def test_no_more_processes_than_gpus(words: list[str], found: int | None, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     if found is None:
         with pytest.raises(ValueError, match=r"^device.processes = 8, but torch finds 4 CUDA devices here\. Use at most 4\.$"):
-            parallel.asked(["device=ddp", *words])
-        assert parallel.asked(["device=ddp", "device.name=cpu", *words]) == 8
+            parallel.processes_asked(["device=ddp", *words])
+        assert parallel.processes_asked(["device=ddp", "device.name=cpu", *words]) == 8
         with pytest.raises(
             ValueError, match=r"^device.name = cuda:1, but each process of device=ddp takes a device of its own\."
         ):
-            parallel.asked(["device=ddp", "device.name=cuda:1"])
+            parallel.processes_asked(["device=ddp", "device.name=cuda:1"])
     else:
-        assert parallel.asked(["device=ddp", *words]) == found
+        assert parallel.processes_asked(["device=ddp", *words]) == found
 
 
 @pytest.mark.slow

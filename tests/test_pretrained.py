@@ -19,10 +19,10 @@ from torchvision.ops import FrozenBatchNorm2d
 import fsl_cli
 from fsl_cli.algos.protonet import ProtoNet
 from fsl_cli.config import build
-from fsl_cli.episodes import Episode, Examples, label
+from fsl_cli.episodes import Episode, Examples, split
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers
-from fsl_cli.models.photographs import freeze
+from fsl_cli.models.photographs import freeze_folded
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -87,7 +87,7 @@ def test_frozen_norms_go_into_the_convolution_where_that_changes_nothing(traceab
             assert isinstance(values, Tensor)
             nn.init.uniform_(values, 0.5, 2.0)
     frozen = copy.deepcopy(network)
-    freeze(frozen)
+    freeze_folded(frozen)
     kinds = [type(norm) for norm in frozen.norms]
     assert kinds == [nn.Identity if traceable else FrozenBatchNorm2d, *[FrozenBatchNorm2d] * 3]
     items = torch.rand(2, 3, 9, 9)
@@ -123,7 +123,7 @@ def test_a_network_that_is_trained_further_starts_equal_and_has_exact_norms(mode
     images = torch.rand(2, 10, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(algo.embed(images[0]), frozen.eval()(images[0]), rtol=1e-3, atol=1e-4)
-    batch = Episode(*(label(part.flatten(1, 2), 2) for part in images.unflatten(1, (2, 5)).split([2, 3], dim=2)))
+    batch = split(images.unflatten(1, (2, 5)), 2)
     together = algo.double().train().loss(Episode(*(Examples(*(t.double() for t in part)) for part in batch))).loss
     alone = [algo.loss(Episode(*(Examples(*(t[n : n + 1].double() for t in part)) for part in batch))).loss for n in range(2)]
     torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-8, atol=1e-10)

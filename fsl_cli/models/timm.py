@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsl_cli.models.embedding import Embedding, check_images
-from fsl_cli.models.photographs import freeze, in_colour, thaw
+from fsl_cli.models.photographs import freeze_folded, in_colour, thaw
 
 
 class Timm(Embedding):
@@ -55,7 +55,7 @@ class Timm(Embedding):
             ) from error
         if weights not in (None, "hub") and not blank:
             _load(network, Path(weights))
-        (freeze if frozen else thaw)(network)
+        (freeze_folded if frozen else thaw)(network)
         config: dict[str, Any] = timm.data.resolve_model_data_config(network)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
