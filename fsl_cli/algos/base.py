@@ -1,4 +1,4 @@
-"""The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; everything else is written here once."""
+"""The contract of a few-shot algorithm: `adapt(support) -> predictor`, for one episode; the rest is implemented here once."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,11 @@ from fsl_cli.structures import leaves, map_tensors, stack
 Batch = Episode | Examples
 Predictor = Callable[[Tensor], Tensor]  # query inputs [q, ...] -> logits [q, way]
 Weights = dict[str, Tensor]
-PLAIN_NORMS = ("running", "transductive", "support")  # the protocols of what gathers running statistics in training
+PLAIN_NORMS = ("running", "transductive", "support")  # the protocols of algorithms that gather running statistics in training
 
 
 class Outcome(NamedTuple):
-    """What a step or a batch came to: mean loss, and accuracy or mean squared error; both scalars."""
+    """The result of a step or a batch: mean loss, and accuracy or mean squared error; both scalars."""
 
     loss: Tensor
     measure: Tensor
@@ -31,54 +31,54 @@ class Outcome(NamedTuple):
 class Algorithm(nn.Module, ABC):
     """A few-shot algorithm over an embedding network `model`.
 
-    A subclass writes `adapt` for ONE episode, pure and mappable. Bulk algorithms also write `embed`; the inputs of their
-    `adapt` and of its predictor are embeddings.
+    A subclass writes `adapt` for ONE episode, as a pure function that vmap can map. Bulk algorithms also write `embed`; their
+    `adapt` and its predictor then take embeddings.
     """
 
     model: Embedding
-    batches: type[Batch] = Episode  # what a training step eats: Episode, or Examples over all training classes
+    batches: type[Batch] = Episode  # what a training step takes: Episode, or Examples over all training classes
     bulk: bool = False  # embed() does not depend on the episode: one pass per batch, cached at evaluation
-    embedded: bool = False  # training batches hold embeddings already: embed() stays as it is in this training
-    needs_queries: bool = True  # in a training step
-    sequential: bool = False  # reads its support items one by one: training draws their order for every episode
-    recompute: bool = False  # a training step computes parts of itself again while it is differentiated
-    wants_pretrained: bool = False  # learns little without the network of `pretrain=PATH`
-    regresses: bool = False  # it can also learn functions, whose targets are values and not classes
+    embedded: bool = False  # training batches already hold embeddings, which are constant in this training
+    needs_queries: bool = True  # a training step needs query sets
+    sequential: bool = False  # reads its support items one by one: training shuffles them in every episode
+    recompute: bool = False  # a training step recomputes parts of its forward pass in the backward pass
+    wants_pretrained: bool = False  # keeps the weights of a trained network: training without `pretrain` is refused
+    regresses: bool = False  # can also learn functions, whose targets are values instead of classes
     norms: tuple[str, ...] = ("transductive", "support", "one_query")  # evaluation protocols, the default first
-    precision: str = "fp32"  # of the network's arithmetic
+    precision: str = "fp32"  # arithmetic of the network: fp32, tf32 or bf16
     task_chunk: int | None = None  # tasks mapped at once in a training step; None: all of them
     score_chunk: int = 8  # tasks mapped at once in scoring
-    cached_chunk: int = 250  # and in scoring from cached embeddings
-    progress: float = 0.0  # the share of the training that is done, from 0 to 1
-    spans: tuple[str, ...] = ()  # the options in use by which a step depends on the share of the training that is done
-    hard_tasks: int = 0  # tasks of each meta-batch whose classes are among those that the last ones failed at
-    only_training: ClassVar[Mapping[str, str]] = {}  # options that an evaluation does not read: "", or the one that it reads
-    starts: tuple[str, ...] = ()  # options where something learned starts: of a checkpoint, what it came to counts
-    compiled: tuple[str, ...] = ("loss",)  # the methods that hold a training step's arithmetic: what device.compile compiles
+    cached_chunk: int = 250  # tasks mapped at once in scoring from cached embeddings
+    progress: float = 0.0  # share of the training that is done, from 0 to 1
+    spans: tuple[str, ...] = ()  # the options in use that make a training step depend on `progress`
+    hard_tasks: int = 0  # tasks of each meta-batch that draw from the classes that recent tasks failed at
+    only_training: ClassVar[Mapping[str, str]] = {}  # options that only training reads -> what evaluation reads instead, or ""
+    starts: tuple[str, ...] = ()  # options that only set the initial value of something learned: a checkpoint overrides them
+    compiled: tuple[str, ...] = ("loss",)  # the methods with a training step's arithmetic, which device.compile compiles
 
     def __init__(self, regression: bool = False) -> None:
         super().__init__()
         self.norm = self.norms[0]
         self.regression = regression
-        self.by_class: list[Tensor] = []  # with `hard_tasks`: accuracies [tasks, way] in a training step, chunk by chunk
+        self.by_class: list[Tensor] = []  # with `hard_tasks`: accuracy by class in a training step, [tasks, way] per chunk
 
     @classmethod
     def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:  # noqa: ARG003
-        """Of the options of its file, those that the others leave without effect, each with the reason."""
+        """The options of its YAML file that have no effect under the others, each with the reason."""
         return {}
 
     @classmethod
     def network(cls, state: Weights) -> Weights:
-        """Of a saved `state_dict` of this class, the weights of the network as any algorithm can use it."""
+        """The weights of the embedding network in a saved `state_dict` of this class, as any algorithm can load them."""
         return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
     def take(self, network: Weights) -> None:
-        """Starts from the weights of a network that has been trained."""
+        """Starts from the weights of a trained network."""
         self.model.load_state_dict(network)
 
     @abstractmethod
     def adapt(self, support: Examples) -> Predictor:
-        """Learns one episode from its support `[n, ...]`; changes nothing in `self`."""
+        """Learns one episode from its support `[n, ...]` and returns its predictor; changes nothing in `self`."""
 
     def embed(self, inputs: Tensor) -> Tensor:
         """The part that does not depend on the episode: inputs `[n, *item]` -> `[n, ...]`."""
@@ -89,7 +89,7 @@ class Algorithm(nn.Module, ABC):
         return [self.adapt(support)]
 
     def use_norm(self, protocol: str) -> None:
-        """Chooses where normalisation statistics come from at evaluation; refuses what the algorithm cannot do."""
+        """Sets where normalisation statistics come from at evaluation; refuses a protocol that the algorithm lacks."""
         if protocol not in self.norms:
             raise ValueError(
                 f"norm = {protocol!r}, but {type(self).__name__} can be evaluated with norm={'|'.join(self.norms)}. "
@@ -129,13 +129,13 @@ class Algorithm(nn.Module, ABC):
         return self.each(curve, self._embedded(batch) if self.bulk else batch)
 
     def each(self, function: Callable[..., Any], *tasks: Any) -> Any:
-        """`function` of every task in structures of tensors `[tasks, ...]`, mapped; a single task runs without a map."""
+        """Applies `function` to all tasks in structures of tensors `[tasks, ...]`, under vmap if there are several."""
         if next(leaves(tasks)).shape[0] == 1:
             return self.one_by_one(function, *tasks)
-        return vmap(function, randomness="different")(*tasks)  # what a network drops in training differs from task to task
+        return vmap(function, randomness="different")(*tasks)  # each task draws its own dropout
 
     def one_by_one(self, function: Callable[..., Tensor], *tasks: Any) -> Any:
-        """`function` of every task, one after the other: outside a map, kernels can be used that are fused."""
+        """Applies `function` to the tasks one after the other: outside vmap, fused kernels can be used."""
         count = next(leaves(tasks)).shape[0]
         with statistics(self, alone=True):
             results = [function(*map_tensors(tasks, lambda t, k=k: t[k])) for k in range(count)]
@@ -156,21 +156,21 @@ class Algorithm(nn.Module, ABC):
         return Episode(Examples(features[:, :n], batch.support.targets), Examples(features[:, n:], batch.query.targets))
 
     def loss(self, batch: Batch) -> Outcome:
-        """Mean query loss of the meta-batch, with its graph, and the accuracy or mean squared error."""
+        """Mean query loss of the meta-batch, differentiable, and its accuracy or mean squared error."""
         assert isinstance(batch, Episode), "an algorithm that eats Examples writes its own loss"
         return self.outcome(self.predictions(batch), batch.query.targets)
 
     @property
     def measure(self) -> Measure:
-        """What its episodes are judged by."""
+        """The measure of its episodes: accuracy, or mean squared error in regression."""
         return MSE if self.regression else ACCURACY
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What learning lowers, for outputs and targets `[..., way]`: mean cross entropy, in regression mean squared error."""
+        """The loss of outputs and targets `[..., way]`: mean cross entropy, or in regression mean squared error."""
         return (outputs - targets).square().mean() if self.regression else cross_entropy(outputs, targets)
 
     def outcome(self, outputs: Tensor, targets: Tensor) -> Outcome:
-        """The objective, and what outputs `[..., way]` are judged by."""
+        """The objective and the measure of outputs `[..., way]`; records the accuracy by class for `hard_tasks`."""
         loss = self.objective(outputs, targets)
         if self.hard_tasks and self.training:
             self.by_class.append(accuracy_by_class(outputs, targets))
@@ -208,7 +208,7 @@ class Algorithm(nn.Module, ABC):
 
 
 def check_moves(weights: Iterable[Tensor]) -> None:
-    """Refuses to move weights, in the steps that a task is adapted by, that are to stay as they are."""
+    """Refuses frozen weights among those that the inner loop adapts."""
     if not all(weight.requires_grad for weight in weights):
         raise ValueError(
             "model.frozen = true, but this algorithm moves the network itself when it adapts to a task. Set model.frozen=false, "
@@ -217,7 +217,7 @@ def check_moves(weights: Iterable[Tensor]) -> None:
 
 
 def check_way(width: int, targets: Tensor) -> None:
-    """Refuses targets `[..., way]` of another way than the number of outputs that a head has."""
+    """Refuses targets `[..., way]` whose way is not `width`, the number of outputs of a head."""
     if width != targets.shape[-1]:
         raise ValueError(
             f"The head has {width} outputs, but the episode has {targets.shape[-1]} classes. "
@@ -232,5 +232,5 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def undotted(name: str) -> str:
-    """The name of a weight as one that a parameter or buffer of its own may have."""
+    """The name of a weight without dots, which the name of a parameter or buffer must not contain."""
     return name.replace(".", "_")

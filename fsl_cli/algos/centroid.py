@@ -1,6 +1,6 @@
 """Nearest class mean by cosine similarity, the centroid method of SimpleShot (Wang et al., 2019).
 
-https://arxiv.org/abs/1911.04623, with its L2 normalisation. The embedding is used as it stands, or trained by episodes.
+https://arxiv.org/abs/1911.04623, with its L2 normalisation. The embedding is used as it is, or trained on episodes.
 """
 
 from torch import Tensor

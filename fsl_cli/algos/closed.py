@@ -1,13 +1,13 @@
-"""Heads with a closed form, or a convex problem solved by a fixed number of steps, differentiated through their solution.
+"""Heads solved in closed form, or as a convex problem in a fixed number of steps; training differentiates the solution.
 
 R2-D2: Meta-learning with differentiable closed-form solvers, Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), is
 `head=ridge`; MetaOptNet: Meta-Learning with Differentiable Convex Optimization, Lee et al., 2019
 (https://arxiv.org/abs/1904.03758), is `head=ridge` or `head=svm`. All work on the Gram matrix of the support set (the Woodbury
 form), whose size does not depend on the embedding. The SVM's dual is solved by accelerated projected gradient steps, which
-autograd differentiates, where the published code differentiates the optimality conditions of an interior-point solution. They
-are enough for 5-way episodes; of 60 classes, scores are within 0.1 (1-shot) to 0.3 (5-shot) of the solution, and nearly all
-predictions the same. The strength of R2-D2's ridge is MetaOptNet's 50; the paper divides X and Y by sqrt(n) first, which makes
-its 50 one of 50 n here.
+autograd differentiates; the published code differentiates the optimality conditions of an interior-point solution instead. The
+steps are enough for 5-way episodes; with 60 classes, scores are within 0.1 (1-shot) to 0.3 (5-shot) of the solution's, and
+nearly all predictions are the same. The default strength of a ridge is MetaOptNet's 50, for R2-D2 too; the R2-D2 paper divides
+X and Y by sqrt(n) first, so that its 50 amounts to 50 n here.
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ STRENGTHS = {"ridge": 50.0, "svm": 0.1, "logistic": 1.0}
 
 
 class ClosedForm(Algorithm):
-    """Fits a linear classifier to the support embeddings; a learned scale and shift make logits of its scores."""
+    """Fits a linear classifier to the support embeddings; a learned scale and shift turn its scores into logits."""
 
     bulk = True
     norms = PLAIN_NORMS
@@ -59,5 +59,5 @@ class ClosedForm(Algorithm):
 
 
 def _with_one(features: Tensor) -> Tensor:
-    """A constant 1 beside the features, whose weight is the bias."""
+    """Appends a constant 1 to the features, whose weight is the bias."""
     return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)

@@ -1,10 +1,10 @@
 """Conditional Neural Processes, Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613).
 
-One network encodes the support items, the mean of the codes stands for the episode, and a second network answers queries from
-it. As in the paper, classification takes the mean code of every class, one beside the other, in the order of the class slots;
-regression encodes pairs of input and value and takes the mean of all codes. There the paper predicts a Gaussian and raises its
-likelihood; here the network predicts the mean alone, by squared error. Ours too is that embeddings are standardised by the
-support set (`standardise`).
+One network encodes the support items, the mean of the codes represents the episode, and a second network answers queries from
+it. As in the paper, classification concatenates the mean codes of the classes, in the order of the class slots; regression
+encodes pairs of input and value and takes the mean of all codes. In regression the paper predicts a Gaussian and maximises its
+likelihood; here the network predicts only the mean, trained by squared error. Unlike the paper, embeddings are standardised by
+the support set (`standardise`).
 """
 
 import torch
@@ -45,7 +45,7 @@ class CNP(Algorithm):
         return lambda queries: self.decoder(torch.cat([scaled(queries), code.expand(queries.shape[0], -1)], dim=1))
 
     def _code(self, support: Examples) -> Tensor:
-        """What stands for the episode: `[way * code]`, in regression `[code]`."""
+        """The code of the episode: `[way * code]`, in regression `[code]`."""
         if self.regression:
             return self.encoder(torch.cat(support, dim=1)).mean(0)
         return centroids(Examples(self.encoder(support.inputs), support.targets)).flatten()

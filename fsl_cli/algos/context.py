@@ -7,10 +7,11 @@ from fsl_cli.models.norm import Norm
 
 
 class Context(nn.Module):
-    """Makes weights that replace some of a model's own of a context `[size]`; a context of zeros makes the model's own.
+    """Turns a context `[size]` into weights that replace some of a model's own; a context of zeros gives the model's own.
 
-    A model with normalisation has each normalised map scaled and shifted by a linear function of the context (FiLM; theirs is on
-    one map of four). Any other has the context beside its inputs: a linear function of it, added to the bias of the first layer.
+    In a model with normalisation, a linear function of the context scales and shifts every normalised map (FiLM; the paper does
+    so in one of its four layers). In any other, the context acts as a further input: a linear function of it is added to the
+    bias of the first linear layer that has one.
     """
 
     def __init__(self, model: Embedding, size: int) -> None:
@@ -31,10 +32,10 @@ class Context(nn.Module):
         outs = [2 * width for width in widths.values()] or list(linear.values())[:1]
         self.entries = nn.ModuleList(nn.Linear(size, out, bias=False) for out in outs)
         for weight in self.entries.parameters() if self.scales else ():
-            nn.init.kaiming_uniform_(weight, nonlinearity="relu")  # as published; it also sets how far an inner step goes
+            nn.init.kaiming_uniform_(weight, nonlinearity="relu")  # as published; it also sets the size of an inner step
 
     def forward(self, context: Tensor, model: Embedding) -> dict[str, Tensor]:
-        """The weights of `model`, by name, that the context changes."""
+        """The weights of `model` that the context changes, by name."""
         weights = {}
         for name, entry in zip(self.places, self.entries, strict=True):
             change = entry(context)

@@ -3,13 +3,13 @@
 Baseline and Baseline++: A Closer Look at Few-shot Classification, Chen et al., 2019 (https://arxiv.org/abs/1904.04232).
 SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning, Wang et al., 2019
 (https://arxiv.org/abs/1911.04623): `head=centroid`, after centring and scaling the embeddings (`transform`). `head=nearest`
-answers with the class of the nearest support item. The mean that is taken off is a running one over the training, where the
-paper takes that of all training images under the last weights.
+answers with the class of the nearest support item. The mean that centring subtracts is a running one from training; the paper
+takes the mean of all training images under the final weights.
 
-Baseline fits a linear head, Baseline++ a cosine one. The head is trained as published (SGD with dampening), except that the
-cosine head starts at the class means and the linear head at zero, where the published code draws both at random; and that a class
-weight of the cosine head has no length, where the published code (not the paper) learns one for every class.
-`backbone=full` adapts the embedding too; transformers want `head_optimizer=adam` for that.
+Baseline fits a linear head, Baseline++ a cosine head. The head is trained as published (SGD with dampening), except that the
+cosine head starts at the class means and the linear head at zero (the published code draws both at random), and that class
+weights of the cosine head have no length (the published code, but not the paper, learns one for every class).
+`backbone=full` adapts the embedding too; transformers need `head_optimizer=adam` for that.
 """
 
 import math
@@ -32,7 +32,7 @@ from fsl_cli.models.norm import Norm, statistics
 
 MOMENTUM, DAMPENING = 0.9, 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
-ORDER_SEED = 20190408  # minibatches visit the support set in one constant order
+ORDER_SEED = 20190408  # a constant: minibatches visit the support set in the same order in every episode
 
 State = tuple[Any, ...]  # what an optimizer keeps from step to step
 
@@ -71,10 +71,10 @@ class Finetune(Algorithm):
         self.model = model
         self.classifier = nn.Linear(model.out_features, classes, bias=head != "cosine")
         self.transform = transform
-        self.centre = Norm(model.out_features, momentum=0.01) if transform == "cl2n" else None  # for the mean that it keeps
+        self.centre = Norm(model.out_features, momentum=0.01) if transform == "cl2n" else None  # for its running mean
         self.batch = batch
         self.bulk = backbone == "frozen"
-        self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items have no statistics of their own
+        self.norms = self.norms if self.bulk else ("running",)  # minibatches of a few items are too small for batch statistics
         self.head, self.scale, self.head_scale = head, scale, head_scale
         self.head_lr, self.head_decay, self.head_epochs, self.head_batch = head_lr, head_decay, head_epochs, head_batch
         self.direction = {"sgd": _sgd, "adam": _adam}[head_optimizer]
@@ -82,7 +82,7 @@ class Finetune(Algorithm):
     @classmethod
     def idle(cls, options: Mapping[str, Any], training: bool) -> dict[str, str]:  # noqa: ARG003
         head = options["head"]
-        fits = [name for name in options if name.startswith("head_")]  # how a head is fitted to an episode
+        fits = [name for name in options if name.startswith("head_")]  # the options of fitting a head to an episode
         names = {"cosine": [], "linear": ["scale", "head_scale"]}.get(head, ["scale", *fits])
         return dict.fromkeys(names, f"algo.head = {head} does not read it")
 
@@ -90,7 +90,7 @@ class Finetune(Algorithm):
         return self._transformed(self.model(inputs)) if self.bulk else inputs
 
     def _transformed(self, features: Tensor) -> Tensor:
-        """Embeddings less their mean over the training classes (`cl2n`), and of length 1 (`l2n` too)."""
+        """Embeddings minus their mean over the training classes (`cl2n`), then scaled to length 1 (`cl2n` and `l2n`)."""
         centred = features if self.centre is None else features - self.centre.running_mean
         return centred if self.transform == "none" else functional.normalize(centred, dim=1)
 
@@ -120,7 +120,7 @@ class Finetune(Algorithm):
         return lambda queries: self._logits(weights, queries)
 
     def _start(self, support: Examples) -> Weights:
-        """The weights that an episode fits, before its first step: the head `[way, features]`, and the backbone if full."""
+        """The weights that an episode fits, before the first step: the head `[way, features]`, and a full backbone."""
         backbone = {} if self.bulk else {name: weight.detach() for name, weight in self.model.named_parameters()}
         means = centroids(Examples(self._features(backbone, support.inputs), support.targets))
         if self.head == "cosine":
@@ -143,28 +143,28 @@ class Finetune(Algorithm):
 
 @lru_cache(maxsize=32)
 def minibatches(n: int, size: int, epochs: int, device: torch.device) -> list[Tensor]:
-    """Rows of a set of `n` items, shuffled anew in every epoch and cut into minibatches; kept on the device."""
+    """Row numbers of `n` items, reshuffled in every epoch and cut into minibatches; cached on the device."""
     rng = np.random.default_rng(ORDER_SEED)
     cuts = range(size, n, size)
     return [torch.as_tensor(rows, device=device) for _ in range(epochs) for rows in np.split(rng.permutation(n), cuts)]
 
 
 def _sgd(grads: Weights, weights: Weights, decay: float, state: State) -> tuple[Weights, State]:
-    """SGD with dampened momentum: the direction to leave, and what to keep."""
+    """SGD with dampened momentum: returns the direction to subtract, and the new state."""
     grads = {name: torch.add(g, weights[name], alpha=decay) for name, g in grads.items()}
     velocity = {name: MOMENTUM * state[0][name] + (1 - DAMPENING) * g for name, g in grads.items()} if state else grads
     return velocity, (velocity,)
 
 
 def _adam(grads: Weights, weights: Weights, decay: float, state: State) -> tuple[Weights, State]:
-    """Adam with decoupled decay (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101); writes over `state`."""
+    """Adam with decoupled decay (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101); overwrites `state`."""
     first, second, number = state or (*({name: torch.zeros_like(g) for name, g in grads.items()} for _ in BETAS), 0)
     fades = [1 - beta ** (number + 1) for beta in BETAS]
     direction = {}
     for name, g in grads.items():
         first[name].lerp_(g, 1 - BETAS[0])
         second[name].mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-        # In place, since to fit an encoder of millions of weights is to wait for the memory.
+        # In place: for an encoder of millions of weights, memory bandwidth sets the speed.
         scale = second[name].sqrt().mul_(fades[0] / math.sqrt(fades[1])).add_(EPSILON * fades[0])
         direction[name] = torch.div(first[name], scale).add_(weights[name], alpha=decay)
     return direction, (first, second, number + 1)

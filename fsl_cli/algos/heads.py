@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fsl_cli.episodes import Examples
 
-EPS = 1e-8  # of a variance
+EPS = 1e-8  # added to a variance
 
 
 def centroids(support: Examples) -> Tensor:
@@ -34,9 +34,9 @@ def cosine(inputs: Tensor, weights: Tensor, scale: float) -> Tensor:
 
 
 def scaling(support: Tensor, standardise: bool) -> Callable[[Tensor], Tensor]:
-    """What moves embeddings by the mean of the support set's `[n, features]`, and divides them by its spread; or leaves them.
+    """Returns a function that standardises embeddings by the mean and spread of `support` `[n, features]`, or the identity.
 
-    Layers that read embeddings learn sooner so: those of a network that was trained before have one sign and any size.
+    It makes the layers above learn faster: the embeddings of a pre-trained network have one sign and arbitrary size.
     """
     if not standardise:
         return lambda inputs: inputs
@@ -45,29 +45,29 @@ def scaling(support: Tensor, standardise: bool) -> Callable[[Tensor], Tensor]:
     return lambda inputs: (inputs - mean) / spread
 
 
-# The following fit linear classifiers W = X^T A on embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]` and
-# one-hot targets `[n, way]`; they return the coefficients A `[n, way]`. All are mappable and differentiable.
+# The following fit linear classifiers W = X^T A to embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]`, and
+# one-hot targets Y `[n, way]`; they return the coefficients A `[n, way]`. All can be mapped and differentiated.
 
 LOGISTIC_STEPS, SVM_STEPS = 40, 60
 
 
 def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """Least squares onto the targets: minimises |X W - Y|^2 + strength |W|^2, by the Woodbury identity."""
+    """Ridge regression onto the targets: minimises |X W - Y|^2 + strength |W|^2, by the Woodbury identity."""
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve_ex(gram + strength * eye, targets).result  # positive definite: no check, which a CUDA graph forbids
+    return torch.linalg.solve_ex(gram + strength * eye, targets).result  # positive definite: a check would break CUDA graphs
 
 
 def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
     """Multinomial logistic regression: minimises the summed cross entropy + strength / 2 |W|^2.
 
-    Newton's steps with the Hessian replaced by its bound X^T X / 2 (Boehning, 1992), for which one factorisation serves them
-    all, with Nesterov's momentum.
+    Newton steps with Nesterov momentum, in which the bound X^T X / 2 (Boehning, 1992) replaces the Hessian, so that all steps
+    share one factorisation.
     """
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     inverse = torch.linalg.inv_ex(gram / 2 + strength * eye).inverse
     coefficients = ahead = torch.zeros_like(targets)
     for number in range(LOGISTIC_STEPS):
-        gradient = (gram @ ahead).softmax(1) - targets + strength * ahead  # of the loss, without its factor X^T
+        gradient = (gram @ ahead).softmax(1) - targets + strength * ahead  # the gradient without its factor X^T
         moved = ahead - inverse @ gradient
         ahead = moved + number / (number + 3) * (moved - coefficients)
         coefficients = moved
@@ -75,9 +75,9 @@ def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 
 def svm(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """The multi-class support vector machine of Crammer and Singer (2001), with C = `strength`, by its dual.
+    """The multi-class support vector machine of Crammer and Singer (2001), with C = `strength`, solved in its dual.
 
-    Minimises tr(A^T K A) / 2 - tr(A^T Y) over A whose rows sum to 0 with `A <= strength * Y`.
+    Minimises tr(A^T K A) / 2 - tr(A^T Y), K the Gram matrix, over A whose rows sum to 0 with `A <= strength * Y`.
     """
     step = 1 / gram.diagonal().sum()  # the trace bounds the largest eigenvalue
     coefficients = ahead = torch.zeros_like(targets)
@@ -89,8 +89,8 @@ def svm(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 
 def _project(values: Tensor, upper: Tensor) -> Tensor:
-    """The nearest rows `[n, way]` that sum to 0 and are at most `upper`."""
-    # Write u = upper - row >= 0 with sum(u) = sum(upper): the projection onto a simplex (Held et al., 1974).
+    """Projects rows `[n, way]` onto those that sum to 0 and are at most `upper`."""
+    # For u = upper - row >= 0, with sum(u) = sum(upper), this is the projection onto a simplex (Held et al., 1974).
     total = upper.sum(1, keepdim=True)
     slack = upper - values
     ordered = slack.sort(1, descending=True).values

@@ -1,4 +1,4 @@
-"""What the numbers among an algorithm's options may be; a refusal names the key as it is typed. `None` is left to the others."""
+"""Range checks of an algorithm's options; errors name the key as typed. `positive` leaves None to the constructor."""
 
 
 def positive(**options: float | None) -> None:

@@ -1,23 +1,23 @@
 """Model-Agnostic Meta-Learning, Finn, Abbeel and Levine, 2017 (https://arxiv.org/abs/1703.03400), and its relatives.
 
-What a relative changes is an option:
+Options turn MAML into its relatives:
 
 - `first_order` drops the second derivatives (FOMAML).
 - `adapts=head` is ANIL (Raghu et al., 2020, https://arxiv.org/abs/1909.09157), `adapts=body` is BOIL (Oh et al., 2021,
   https://arxiv.org/abs/2008.08882).
-- `adapts=context` is CAVIA (Zintgraf et al., 2019, https://arxiv.org/abs/1810.03642): `context` numbers, zero at the start of
-  every episode, enter a network that all episodes share.
-- `rates=weight` learns a step of free sign for every single weight: Meta-SGD (Li et al., 2017, https://arxiv.org/abs/1707.09835).
-- `rates=step` learns one for every layer and step, `norm_per_step` a scale and shift of each normalisation for every step,
-  `multi_step` sums the query losses after all steps early in training, `first_order_until` leaves second derivatives to later:
-  MAML++ (Antoniou et al., 2019, https://arxiv.org/abs/1810.09502).
-- `head=prototypes` starts the head at the class means: ProtoMAML (Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096).
+- `adapts=context` is CAVIA (Zintgraf et al., 2019, https://arxiv.org/abs/1810.03642): the inner loop adapts `context` numbers,
+  zero at the start of every episode, that enter a network shared by all episodes.
+- `rates=weight` learns a step of either sign for every weight: Meta-SGD (Li et al., 2017, https://arxiv.org/abs/1707.09835).
+- `rates=step` learns one for every parameter tensor and step, `norm_per_step` a scale and shift of each normalisation for every
+  step, `multi_step` sums the query losses after all steps early in training, `first_order_until` omits second derivatives early
+  in training: MAML++ (Antoniou et al., 2019, https://arxiv.org/abs/1810.09502).
+- `head=prototypes` starts the head at class means: ProtoMAML (Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096).
 
-`head=zeros` learns the head from 0 on, where it favours no class: the first inner step then makes it of class means, and training
-begins about where metric methods do.
+`head=zeros` learns a head that is zero at first and so favours no class: the first inner step turns it into a class-mean head,
+and training begins about where metric methods do.
 
-As in the published code, normalisation uses batch statistics always, and its scale and shift are learned by the outer loop
-only. The inner loss is the mean over the support set, so that a published step for the sum over classes is `way` times ours.
+As in the published code, normalisation always uses batch statistics, and only the outer loop learns its scale and shift. The
+inner loss is the mean over the support set: multiply a step size published for the sum over the classes by `way`.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from fsl_cli.episodes import Episode, Examples
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_weights
 
-LEAST = 0.03  # where the weight of a query loss before the last ends, as a share of its weight at the start (MAML++)
+LEAST = 0.03  # final weight of the query losses before the last one, as a share of their initial weight (MAML++)
 
 
 class MAML(Algorithm):
@@ -133,7 +133,7 @@ class MAML(Algorithm):
 
     @classmethod
     def network(cls, state: Weights) -> Weights:
-        """With normalisation per step, that of the first one: the other weights are those that it was trained with."""
+        """With `norm_per_step`, takes the scales and shifts of the first step, trained with the initial weights."""
         first = {name: steps[0] for name, steps in state.items() if name.startswith("norms_by_step.")}
         own = super().network(state)
         return {name: first.get(f"norms_by_step.{undotted(f'model.{name}')}", value) for name, value in own.items()}
@@ -145,7 +145,7 @@ class MAML(Algorithm):
             values.data.copy_(self.get_parameter(name).detach().expand_as(values))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `[n, way]` of the network as it stands."""
+        """Logits `[n, way]` under the initial weights."""
         return self.logits({}, inputs, 0)
 
     def adapt(self, support: Examples) -> Predictor:
@@ -155,7 +155,7 @@ class MAML(Algorithm):
         return [self.predictor(weights, support, number) for number, weights in enumerate(self.weights(support))]
 
     def weights(self, support: Examples) -> list[Weights]:
-        """What an episode adapts, before and after each inner step."""
+        """The adapted weights before and after each inner step."""
         weights = self.start(support)
         steps = [weights]
         features = self.model(support.inputs) if self.adapts == "head" and not self.norm_names else None
@@ -165,18 +165,18 @@ class MAML(Algorithm):
         return steps
 
     def start(self, support: Examples) -> Weights:
-        """The weights that an episode adapts, before its first step."""
+        """The weights that the inner loop adapts, before its first step."""
         weights: Weights = {name: self.get_parameter(name) for name in self.adapted}
         if self.context is not None:
             weights["context"] = support.inputs.new_zeros(self.context.size)
-        if self.head is None:  # the distance to the class means c, written as a layer: 2 c x - |c|^2
+        if self.head is None:  # minus the squared distance to the class means c, plus |x|^2, as a layer: 2 c x - |c|^2
             means = centroids(Examples(self.logits({}, support.inputs, 0, embed=True), support.targets))
             weights |= {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
         return weights
 
     def descend(self, weights: Weights, support: Examples, step: int, features: Tensor | None = None) -> Weights:
         """The weights after inner step `step`, counted from 0."""
-        # What is compiled must not read the progress: it is a constant in the first step, and none in the second.
+        # Compiled code must not read `progress`: torch.compile sees a constant in the first step, but not in the second.
         early = self.first_order_until > 0 and self.training and self.progress < self.first_order_until
         first_order = self.first_order or early
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
@@ -184,20 +184,20 @@ class MAML(Algorithm):
         return {name: weight - self.rate(name, step) * grads[name] for name, weight in weights.items()}
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        """The inner step size of a weight; steps beyond those trained take the last one's."""
+        """The inner step size of a weight; steps beyond those trained use that of the last one."""
         if undotted(name) not in self.rates:
             return self.inner_lr
         rate = self.rates[undotted(name)]
         return rate if self.by_weight else rate[min(step, len(rate) - 1)]
 
     def support_loss(self, weights: Weights, support: Examples, step: int, features: Tensor | None) -> Tensor:
-        """The objective on the support set; `features`, if given, spare the passes through a body that stays."""
+        """The objective on the support set; `features`, if given, are its embeddings by a body that is not adapted."""
         if features is None:
             return self.objective(self.logits(weights, support.inputs, step), support.targets)
         return self.objective(functional.linear(features, weights["head.weight"], weights["head.bias"]), support.targets)
 
     def logits(self, weights: Weights, inputs: Tensor, step: int, embed: bool = False) -> Tensor:
-        """Logits `[n, way]`, or embeddings, under `weights` and the normalisation of a step."""
+        """Logits `[n, way]`, or with `embed` embeddings, under `weights` and the normalisation of inner step `step`."""
         body = {name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")}
         for name in self.norm_names:
             values = self.norms_by_step[undotted(name)]
@@ -211,7 +211,7 @@ class MAML(Algorithm):
         return functional.linear(features, head["head.weight"], head["head.bias"])
 
     def predictor(self, weights: Weights, support: Examples, steps: int) -> Predictor:
-        """What the weights after `steps` inner steps say, under the norm protocol; normalised as in the last of the steps."""
+        """Predicts by the weights after `steps` inner steps, normalised as in the last step, under the norm protocol."""
         return lambda queries: self.under_norm(
             lambda inputs: self.logits(weights, inputs, max(0, steps - 1)), support.inputs, queries
         )
@@ -231,15 +231,15 @@ class MAML(Algorithm):
 
     def scores(self, batch: Episode) -> Tensor:
         weights = self._adapted(batch.support)
-        # Mapped, a pass under weights of its own for each task is a grouped convolution, which helps a GPU and hinders a CPU.
+        # Under vmap, weights that differ by task make convolutions grouped, which is faster on a GPU and slower on a CPU.
         images = batch.query.inputs.dim() > 4  # [tasks, q, C, H, W]
         over = self.one_by_one if images and batch.query.inputs.device.type == "cpu" else self.each
         steps = self.inner_steps if self.training else self.eval_inner_steps
         return over(lambda w, part: self.predictor(w, part.support, steps)(part.query.inputs), weights, batch)
 
     def _adapted(self, support: Examples) -> Weights:
-        """The weights `[tasks, ...]` after all inner steps on support sets `[tasks, n, ...]`."""
-        # The steps of a head are as nothing beside the one pass through a body that stays, which weights() makes.
+        """The adapted weights `[tasks, ...]` after all inner steps on support sets `[tasks, n, ...]`."""
+        # With a fixed body, weights() embeds the support set once, and the steps of the head alone need little memory.
         small = self.adapts == "head" and not self.norm_names
         if small or not (self.recompute and self.training and torch.is_grad_enabled()):
             return self.each(lambda one: self.weights(one)[-1], support)

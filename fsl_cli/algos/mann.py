@@ -1,13 +1,13 @@
 """Meta-Learning with Memory-Augmented Neural Networks, Santoro et al., 2016 (https://arxiv.org/abs/1605.06065).
 
-The support set comes as a sequence: item t together with the label of item t-1. Training draws the order of the items for
-every episode, evaluation presents one of every class, then the second of every class, and so on. An LSTM reads from and
-writes to a memory at its least recently used places. A query is the item after the last one. The published network answers at
-every step of one long sequence; here it answers queries after the support, so that its accuracy after k presentations of a
-class is its k-shot accuracy. `path` gives the answers after each presentation. The similarities of the read are sharpened by
-a learned factor, without which the attention over 128 places stays flat. Every head writes to as many least used places as there
-are heads, a share each, so that these come to hold the same, and items beyond the first `places / heads` are written over older
-ones. Ours too is that embeddings are standardised by the support set (`standardise`).
+The support set is read as a sequence: item t together with the label of item t-1. Training shuffles the items in every
+episode; evaluation presents one item of every class, then the second of every class, and so on. An LSTM reads from an external
+memory, and writes to its least recently used places and those that it read last. A query is the item after the last one. The
+published network answers at every step of one long sequence; here it answers queries after the support, so that its accuracy
+after k presentations of a class is its k-shot accuracy. `path` gives the answers after each presentation. The similarities of
+the read are multiplied by a learned factor, without which attention over 128 places stays flat. Every head spreads its write
+over as many least used places as there are heads, so that these come to hold the same content, and items beyond the first
+`places / heads` overwrite older ones. Unlike the paper, embeddings are standardised by the support set (`standardise`).
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from fsl_cli.algos.sequences import Cell, presentations
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
-DECAY = 0.95  # of the usage
+DECAY = 0.95  # of the usage, per item
 
 
 class Memory(NamedTuple):
@@ -31,19 +31,19 @@ class Memory(NamedTuple):
 
     cells: Tensor  # [places, width]
     usage: Tensor  # [places]
-    read: Tensor  # [heads, places] the last read weights
+    read: Tensor  # [heads, places] weights of the last read
     hidden: Tensor  # [controller]
     cell: Tensor  # [controller]
-    values: Tensor  # [heads * width] what was read last
+    values: Tensor  # [heads * width] result of the last read
 
 
 class MANN(Algorithm):
-    """An LSTM with an external memory that is written to at its least recently used places."""
+    """An LSTM with an external memory, which it writes to at the least recently used places and those read last."""
 
     bulk = True
     sequential = True
     norms = PLAIN_NORMS
-    cached_chunk = 8  # for the memories: every query has its own
+    cached_chunk = 8  # limits memory: every query has its own copy of the places
 
     def __init__(
         self, model: Embedding, way: int, places: int, width: int, heads: int, controller: int, standardise: bool = False
@@ -85,13 +85,13 @@ class MANN(Algorithm):
         """The state before the first item."""
         controller = self.gate.in_features
         zeros = like.new_zeros
-        cells = zeros(self.places, self.width) + 1e-6  # a cosine of nothing has no gradient
-        order = torch.linspace(0, 1e-3, self.places, dtype=like.dtype, device=like.device)  # of places never used
+        cells = zeros(self.places, self.width) + 1e-6  # the cosine of a zero vector has no gradient
+        order = torch.linspace(0, 1e-3, self.places, dtype=like.dtype, device=like.device)  # ranks places never used
         read, values = zeros(self.heads, self.places), zeros(self.heads * self.width)
         return Memory(cells, order, read, zeros(controller), zeros(controller), values)
 
     def step(self, memory: Memory, item: Tensor, label: Tensor) -> tuple[Memory, Tensor]:
-        """Sees an embedding `[features]` with the label `[way]` of the item before; the new state and logits `[way]`."""
+        """Reads an embedding `[features]` with the previous item's label `[way]`; returns the new state and logits `[way]`."""
         state = torch.cat([memory.values, memory.hidden])
         hidden, cell = self.controller(torch.cat([item, label]), state, memory.cell)
         keys = self.keys(hidden).tanh().view(self.heads, self.width)
@@ -109,5 +109,5 @@ class MANN(Algorithm):
 
 
 def least_used(usage: Tensor, count: int) -> Tensor:
-    """1 at the `count` least used of the places `[places]`, else 0."""
+    """1 at the `count` places of least `usage` `[places]`, else 0."""
     return functional.one_hot(usage.topk(count, largest=False).indices, usage.shape[-1]).sum(0).to(usage.dtype)

@@ -1,8 +1,8 @@
 """Matching Networks for One Shot Learning, Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080).
 
 A query is answered by attention over the support items. `context` adds the paper's full context embeddings: a bidirectional
-LSTM over the support set, and for queries an LSTM with attention over it. The cosine similarities are scaled, without which the
-attention cannot become sharp; `distance=euclidean` takes squared distances instead.
+LSTM over the support set, and for queries an LSTM with attention over it. The cosine similarities are multiplied by a learned
+scale, without which the attention cannot become sharp; `distance=euclidean` uses squared distances instead.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
 READS = 5  # steps of the attention LSTM
-SCALES = {"cosine": 10.0, "euclidean": 1.0}  # a softmax of squared distances, which are large, is sharp as they are
+SCALES = {"cosine": 10.0, "euclidean": 1.0}  # squared distances are large enough for a sharp softmax
 
 
 class MatchingNet(Algorithm):
@@ -46,7 +46,7 @@ class MatchingNet(Algorithm):
     def adapt(self, support: Examples) -> Predictor:
         items, targets = support
         if self.forwards is not None and self.backwards is not None:
-            order = in_order(len(items), targets.shape[-1], items.device)  # sorted by class they hardly stand in training
+            order = in_order(len(items), targets.shape[-1], items.device)  # training shuffles: never present them by class
             items, targets = items[order], targets[order]
             items = items + self.forwards.outputs(items) + self.backwards.outputs(items.flip(0)).flip(0)
         other = (targets == 0).unsqueeze(0)  # [1, n, way]

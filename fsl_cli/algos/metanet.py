@@ -1,18 +1,18 @@
 """Meta Networks, Munkhdalai and Yu, 2017 (https://arxiv.org/abs/1703.00837).
 
-Two networks have slow weights, learned by the outer loop, and fast ones, made anew in every episode: `u` represents items, `b`
-answers. The gradient of a loss of `u` on the support set becomes the fast weights of `u` through the network `d`. The gradient
-of a loss of `b` on each support item becomes fast weights of `b` through the network `m`: a memory, from which a query reads
-its own by attention between representations. A layer adds up what its slow and its fast weights say, each after its own
-nonlinearity.
+Two networks have slow weights, learned by the outer loop, and fast weights, made in every episode: `u` represents items, `b`
+answers queries. The network `d` turns the gradient of the loss of `u` on the support set into the fast weights of `u`. The
+network `m` turns the gradient of the loss of `b` on each support item into fast weights of `b`: a memory, from which each query
+reads its own by attention between representations. A layer adds its outputs under slow and under fast weights, each after its
+own nonlinearity.
 
-Where it differs from the paper:
+Differences from the paper:
 
-- `u` and `b` share a body, `model`, which has slow weights alone, and have two layers of their own. The fast weights of an
+- `u` and `b` share a body, `model`, which has only slow weights, and have two layers of their own. The fast weights of an
   episode are `support items * (features + way) * width` numbers: for large images choose `model.pooling=mean`.
-- The loss of `u` is the cross entropy at any number of shots (theirs is contrastive beyond one), and `d` takes the mean
-  gradient through a network like `m` (theirs reads the gradients of sampled items with an LSTM).
-- Attention is sharpened by a learned factor: the softmax of cosines alone is nearly flat.
+- The loss of `u` is the cross entropy at any number of shots (the paper's is contrastive beyond one), and `d` is a network like
+  `m` applied to the mean gradient (the paper's reads the gradients of sampled items with an LSTM).
+- The attention is multiplied by a learned factor: the softmax of cosines alone is nearly flat.
 - Embeddings are standardised by the support set (`standardise`).
 """
 
@@ -29,7 +29,7 @@ from fsl_cli.algos.limits import at_least
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
 
-P = 7.0  # gradients smaller than exp(-P) are taken as they are, larger ones by logarithm and sign (Andrychowicz et al., 2016)
+P = 7.0  # gradients below exp(-P) are read linearly, larger ones as logarithm and sign (Andrychowicz et al., 2016)
 
 
 class MetaNet(Algorithm):
@@ -37,7 +37,7 @@ class MetaNet(Algorithm):
 
     bulk = True
     norms = PLAIN_NORMS
-    cached_chunk = 8  # for the memory of each
+    cached_chunk = 8  # limits memory: every query has its own fast weights
 
     def __init__(self, model: Embedding, way: int, width: int, hidden: int, standardise: bool = False) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class MetaNet(Algorithm):
         u: Weights = dict(self.u.named_parameters())
         b: Weights = dict(self.b.named_parameters())
         fast = self.d(grad(_loss)(u, *support))
-        memory = self.m(vmap(grad(_loss), in_dims=(None, 0, 0))(b, *support))  # of each item: [n, ...]
+        memory = self.m(vmap(grad(_loss), in_dims=(None, 0, 0))(b, *support))  # by support item: [n, ...]
         keys = represented(support.inputs, u, fast)
 
         def answer(query: Tensor, attention: Tensor) -> Tensor:
@@ -74,32 +74,32 @@ class MetaNet(Algorithm):
 
 
 class Generator(nn.Module):
-    """Makes a weight of every coordinate of a gradient, by one small network for all of them."""
+    """Turns every coordinate of a gradient into a weight, by one small network for all of them."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, gradients: Weights) -> Weights:
-        """Weights of the shapes of the gradients."""
+        """Weights with the shapes of the gradients."""
         return {name: self.layers(preprocessed(gradient)).squeeze(-1) for name, gradient in gradients.items()}
 
 
 def preprocessed(gradient: Tensor) -> Tensor:
-    """Size and sign of a gradient `[...]` at a scale that a network can read, `[..., 2]`: `(log|g| / P, sign g)` where `|g|` is
-    at least exp(-P), else `(-1, exp(P) g)`.
+    """Size and sign of a gradient `[...]`, scaled as a network's inputs `[..., 2]`: `(log|g| / P, sign g)` where `|g|` is at
+    least exp(-P), else `(-1, exp(P) g)`.
     """
     size = gradient.abs().clamp(min=math.exp(-P)).log() / P
     return torch.stack([size, (math.exp(P) * gradient).clamp(-1, 1)], dim=-1)
 
 
 def represented(inputs: Tensor, *paths: Weights) -> Tensor:
-    """Representations `[..., width]` of inputs `[..., features]`: what each path's first layer says, summed."""
+    """Representations `[..., width]` of inputs `[..., features]`: the first layer's outputs, summed over `paths` of weights."""
     return _sum([functional.linear(inputs, path["hidden.weight"], path["hidden.bias"]).relu() for path in paths])
 
 
 def answered(inputs: Tensor, *paths: Weights) -> Tensor:
-    """Logits `[..., way]` of inputs `[..., features]`; a single path is a network as usual."""
+    """Logits `[..., way]` of inputs `[..., features]`; a single path is an ordinary network."""
     inner = represented(inputs, *paths)
     return _sum([functional.linear(inner, path["head.weight"], path["head.bias"]) for path in paths])
 

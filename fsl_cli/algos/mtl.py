@@ -1,9 +1,9 @@
 """Meta-Transfer Learning for Few-Shot Learning, Sun et al., 2019 (https://arxiv.org/abs/1812.02391).
 
-The weights of a pre-trained network (`pretrain=train`, or `pretrain=PATH`) stay as they are; the outer loop learns a factor for
-every kernel, the scale and shift of the normalisation layers, and the initial head; the inner loop trains the head alone,
-without second derivatives. The paper's shift is the bias of a convolution: here the shift of the normalisation that follows it.
-Of each meta-batch, `hard_tasks` draw their classes among those that the last ones failed at.
+The weights of a pre-trained network (`pretrain=train`, or `pretrain=PATH`) stay fixed; the outer loop learns a factor for every
+kernel, the scale and shift of the normalisation layers, and the initial head; the inner loop trains only the head, without
+second derivatives. The paper's shift is the bias of a convolution; here it is the shift of the normalisation that follows.
+In each meta-batch, `hard_tasks` tasks draw their classes from those that recent tasks failed at.
 """
 
 from typing import ClassVar
@@ -21,7 +21,7 @@ from fsl_cli.models.norm import norm_weights
 
 
 class MTL(Algorithm):
-    """Learns factors of frozen kernels, and the initial weights of a head that every episode trains."""
+    """Learns factors of frozen kernels, and the initial weights of a head that the inner loop trains."""
 
     bulk = True
     wants_pretrained = True
@@ -49,7 +49,7 @@ class MTL(Algorithm):
 
     @classmethod
     def network(cls, state: Weights) -> Weights:
-        """The kernels are those that `embed` uses, times their factors."""
+        """Multiplies the kernels by their factors, as `embed` does."""
         return {name: value * state.get(f"factors.{undotted(name)}", 1) for name, value in super().network(state).items()}
 
     def embed(self, inputs: Tensor) -> Tensor:

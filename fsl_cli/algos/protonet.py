@@ -1,7 +1,8 @@
 """Prototypical Networks for Few-shot Learning, Snell, Swersky and Zemel, 2017 (https://arxiv.org/abs/1703.05175).
 
-With `scale`, distances are means over the features times a learned factor, as in the code of MetaOptNet (Lee et al. 2019,
-https://arxiv.org/abs/1904.03758): sums over the 1,600 features of an 84x84 image make losses of hundreds at the start.
+With `scale`, squared distances are averaged over the features and multiplied by a learned factor, as in the code of MetaOptNet
+(Lee et al. 2019, https://arxiv.org/abs/1904.03758): sums over the 1,600 features of an 84x84 image give initial losses in the
+hundreds.
 
 Training normalises the support and query items of an episode together; evaluation uses running statistics.
 """

@@ -1,4 +1,4 @@
-"""An inner loop whose memory does not grow with its steps: each is computed once more while it is differentiated."""
+"""An inner loop that keeps only the weights after each step: the backward pass computes each step again."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from fsl_cli.algos.base import Weights
 
 
 def unrolled(weights: Weights, step: Callable[[Weights, int], Weights], count: int) -> Weights:
-    """The weights after `count` steps, each called with those before it and its number, from 0."""
+    """The weights after `count` calls of `step`, each with the weights before it and its number, from 0."""
     names = list(weights)
     for number in range(count):
 
         def again(*values: Tensor, number: int = number) -> tuple[Tensor, ...]:
             return tuple(step(dict(zip(names, values, strict=True)), number).values())
 
-        # The reentrant form is the one that runs around a map.
+        # Only the reentrant form works around vmap.
         values: tuple[Tensor, ...] = checkpoint(again, *weights.values(), use_reentrant=True)  # pyright: ignore
         weights = dict(zip(names, values, strict=True))
     return weights

@@ -1,10 +1,10 @@
 """Learning to Compare: Relation Network for Few-Shot Learning, Sung et al., 2018 (https://arxiv.org/abs/1711.06025).
 
-A small network compares a query with each class; its sigmoid is trained by the squared error to 1 for the true class and 0 for
-the others, or, which learns faster, by the cross entropy over the classes. Three things differ from the published code: support
-features of a class are averaged, not summed, so that any number of shots can be used; the comparing network uses group
-normalisation, so that a query's answer does not depend on other queries; and it pads its convolutions, so that it takes maps of
-any size.
+A small network scores a query against each class; the sigmoid of the score is trained by the squared error to 1 for the true
+class and 0 for the others, or the score by the cross entropy over the classes, which learns faster. Three things differ from
+the published code: the support features of a class are averaged, not summed, so that any number of shots works; the small
+network uses group normalisation, so that a query's answer does not depend on other queries; and it pads its convolutions, so
+that it takes maps of any size.
 """
 
 from typing import ClassVar
@@ -26,7 +26,7 @@ class RelationNet(Algorithm):
     bulk = True
     norms = PLAIN_NORMS
     only_training: ClassVar = {"cross_entropy": ""}
-    cached_chunk = 8  # for the memory of the pairs: in 20 ways those of one episode are 75 MB, several times
+    cached_chunk = 8  # limits memory: the pairs of one 20-way episode take 75 MB, several times over
 
     def __init__(self, model: Embedding, hidden: int, cross_entropy: bool = False) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class RelationNet(Algorithm):
 
 
 class Relation(nn.Module):
-    """Compares `[q, features]` with `[way, features]`: scores `[q, way]`; by convolutions if the embeddings are maps of `shape`.
+    """Scores `[q, way]` of queries `[q, features]` and classes `[way, features]`, by convolutions if `shape` is that of a map.
 
-    The first layer of a pair is linear in both: it sees every query and every class once, and a pair takes the sum.
+    The first layer is linear in the query and the class: it is applied once to each of them, and a pair takes the sum.
     """
 
     def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
@@ -80,7 +80,7 @@ class Relation(nn.Module):
         return self.layers(pairs.flatten(0, 1)).unflatten(0, (queries.shape[0], len(prototypes))).squeeze(-1)
 
     def _half(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What the first layer makes of one half of a pair, `[n, features]`."""
+        """The output of the first layer for one half of the pairs, `[n, features]`."""
         if isinstance(self.first, nn.Linear):
             return functional.linear(features, weight, bias)
         return functional.conv2d(features.unflatten(1, self.shape), weight, bias, padding=1)

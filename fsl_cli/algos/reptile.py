@@ -1,13 +1,13 @@
 """Reptile: On First-Order Meta-Learning Algorithms, Nichol, Achiam and Schulman, 2018 (https://arxiv.org/abs/1803.02999).
 
-The optimizer sees `theta - mean(theta_i)` as the gradient, so that `optimizer=sgd` with a learning rate annealed from 1 to 0
-is the published update. The inner Adam has beta1 = 0; its second moments live on between tasks. The published code runs the
-tasks of a meta-batch one after another through one Adam; here they start from the same moments, whose mean is kept. It draws
-minibatches at random; here they hold the classes in equal numbers, as far as they go, in one order for all tasks: the same at
-random would favour some outputs of the head.
+The optimizer takes `theta - mean(theta_i)` as the gradient, so that `optimizer=sgd` with a learning rate annealed from 1 to 0
+is the published update. The inner Adam has beta1 = 0; its second moments carry over between tasks. The published code runs the
+tasks of a meta-batch one after another through one Adam; here all start from the same moments, and the mean of their final
+moments is kept. The published code draws minibatches at random; here all tasks share one order, whose minibatches hold the
+classes in equal numbers as far as possible: unequal numbers, the same in all tasks, would favour some outputs of the head.
 
 `head=fresh` starts every task, of any way, with a head of zeros: which output stands for which class is drawn anew in every
-task, so that all by which the outputs of a learned head differ is noise.
+task, so that any difference between the outputs of a learned head is noise.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ from fsl_cli.models.embedding import Embedding
 from fsl_cli.structures import map_tensors, stack
 
 BETA2, EPS = 0.999, 1e-8
-ORDER_SEED = 20180302  # of the one order in which minibatches visit support sets of a size
+ORDER_SEED = 20180302  # a constant: minibatches visit all support sets of a size in the same order
 
 Slopes = Callable[[Weights, Examples], tuple[Weights, Outcome]]
 
 
 class State(NamedTuple):
-    """Where an inner loop stands: the weights, Adam's second moments, and the outcome of the last minibatch."""
+    """The state of an inner loop: the weights, Adam's second moments, and the outcome of the last minibatch."""
 
     weights: Weights
     moments: Weights
@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 
 class Reptile(Algorithm):
-    """Moves the initial weights towards the weights that each task was trained to."""
+    """Moves the initial weights towards those that training on each task ends with."""
 
     compiled = ("trained",)
     needs_queries = False
@@ -76,7 +76,7 @@ class Reptile(Algorithm):
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.eval_inner_lr = eval_inner_lr or inner_lr
         self.eval_inner_steps, self.eval_inner_batch = eval_inner_steps, eval_inner_batch
-        self.register_buffer("count", torch.zeros(()))  # inner steps that the moments have seen
+        self.register_buffer("count", torch.zeros(()))  # inner steps in the moments, for Adam's bias correction
         for name, weight in list(self.named_parameters()):
             self.register_buffer(_moment(name), torch.zeros_like(weight))
 
@@ -94,7 +94,7 @@ class Reptile(Algorithm):
         return functional.linear(functional_call(self.model, body, inputs), weights["head.weight"], weights["head.bias"])
 
     def start(self, way: int) -> Weights:
-        """The weights that a task begins with."""
+        """The weights that a task of `way` classes starts from."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
         if self.head is None:
             some = next(iter(weights.values()))
@@ -111,7 +111,7 @@ class Reptile(Algorithm):
         return [self._predictor(weights, support.inputs) for weights in steps]
 
     def _predictor(self, weights: Weights, support: Tensor) -> Predictor:
-        """`logits` under the norm protocol of an episode."""
+        """Predicts by `logits` under the norm protocol, given the support inputs of the episode."""
         return lambda queries: self.under_norm(lambda inputs: self.logits(weights, inputs), support, queries)
 
     @torch.no_grad()
@@ -129,8 +129,8 @@ class Reptile(Algorithm):
         return total.outcome
 
     def trained(self, support: Examples) -> State:
-        """Where training on each of the support sets `[tasks, n, ...]` ends: a State with a leading `[tasks]`."""
-        mapped = len(support.inputs) > 1 or torch.compiler.is_compiling()  # as `each` does; nor is a plain gradient compiled
+        """The state after training on each of the support sets `[tasks, n, ...]`, with `[tasks]` in front."""
+        mapped = len(support.inputs) > 1 or torch.compiler.is_compiling()  # as in `each`; _plain_slopes is not compiled
         slopes = self._slopes if mapped else self._plain_slopes
         return self.each(lambda one: self._descend(one, self.inner_lr, self.inner_steps, self.inner_batch, slopes)[-1], support)
 
@@ -152,12 +152,12 @@ class Reptile(Algorithm):
         return states
 
     def _slopes(self, weights: Weights, part: Examples) -> tuple[Weights, Outcome]:
-        """The gradient of the loss on a minibatch, and what it was; may be mapped."""
+        """The gradient of the loss on a minibatch, and its outcome; may run under vmap."""
         grads, (_, result) = grad_and_value(self._loss, has_aux=True)(weights, part)
         return grads, result
 
     def _plain_slopes(self, weights: Weights, part: Examples) -> tuple[Weights, Outcome]:
-        """The same outside of a map, where the plain gradient spares a quarter of the time of a small network on a CPU."""
+        """The same outside vmap, where plain autograd saves a quarter of the time of a small network on a CPU."""
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
             loss, result = self._loss(leaves, part)
@@ -171,10 +171,10 @@ class Reptile(Algorithm):
 
 @torch.compiler.assume_constant_result
 def minibatches(n: int, way: int, batch: int, count: int, device: torch.device) -> Tensor:
-    """Rows `[count, min(n, batch)]` of a set of `n` items sorted by class: shuffled passes through it, cut into minibatches.
+    """Row numbers `[count, min(n, batch)]` of `n` items sorted by class: shuffled passes through them, cut into minibatches.
 
-    A pass deals out one item of every class after the other, unless the items are no multiple of the classes. Kept on the
-    device: a copy from the host in every step could not be captured in a CUDA graph.
+    A pass takes rounds of one item of every class, unless `n` is no multiple of `way`. Cached on the device: a CUDA graph
+    cannot capture a copy from the host in every step.
     """
     return _minibatches(n, way, batch, count, device)
 
@@ -191,7 +191,7 @@ def _minibatches(n: int, way: int, batch: int, count: int, device: torch.device)
 def _pass(rng: np.random.Generator, n: int, way: int) -> np.ndarray:
     if way == 1 or n % way:
         return rng.permutation(n)
-    shuffled = rng.permuted(np.arange(n).reshape(way, -1), axis=1)  # the items of each class
+    shuffled = rng.permuted(np.arange(n).reshape(way, -1), axis=1)  # [way, n / way]: within each class
     return rng.permuted(shuffled.T, axis=1).ravel()
 
 

@@ -1,4 +1,4 @@
-"""What the algorithms share that read the support set as a sequence: an LSTM cell, and the order of the items in evaluation."""
+"""What algorithms that read the support set as a sequence share: an LSTM cell, and the order of the items at evaluation."""
 
 from functools import lru_cache
 
@@ -6,24 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ORDER_SEED = 20160519  # of an evaluation episode: those of a size present their items in one order
+ORDER_SEED = 20160519  # a constant: evaluation episodes of a size present their items in the same order
 
 
 class Cell(nn.Module):
-    """An LSTM cell of plain operations, which can be mapped; the state that it is fed may be wider than its output."""
+    """An LSTM cell made of plain operations, which vmap can map; the state that it reads may be wider than its output."""
 
     def __init__(self, width: int, state: int, out: int) -> None:
         super().__init__()
         self.gates = nn.Linear(width + state, 4 * out)
 
     def forward(self, inputs: Tensor, state: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on inputs `[..., width]`: the output and the cell, both `[..., out]`."""
+        """One step on inputs `[..., width]`: returns the output and the new cell, both `[..., out]`."""
         enter, forget, leave, new = self.gates(torch.cat([inputs, state], dim=-1)).chunk(4, dim=-1)
         cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
         return leave.sigmoid() * cell.tanh(), cell
 
     def outputs(self, sequence: Tensor) -> Tensor:
-        """The output after each row of a sequence `[n, width]`, `[n, out]`."""
+        """The outputs `[n, out]` after each row of a sequence `[n, width]`."""
         cell = sequence.new_zeros(1, self.gates.out_features // 4)
         hidden = cell
         rows = []
@@ -34,9 +34,9 @@ class Cell(nn.Module):
 
 
 def presentations(n: int, way: int) -> np.ndarray:
-    """The order of `n` items that are sorted by class: rows of one of every class, or a single row if `way` does not divide `n`.
+    """The order of `n` items sorted by class: rows with one item of every class, or one row if `way` does not divide `n`.
 
-    Where the classes differ in size and `n` is a multiple of `way` all the same, a row may hold two of a class.
+    If the classes differ in size although `n` is a multiple of `way`, a row may hold two items of one class.
     """
     if n % way:
         return np.random.default_rng(ORDER_SEED).permutation(n)[None]
@@ -46,7 +46,7 @@ def presentations(n: int, way: int) -> np.ndarray:
 
 @torch.compiler.assume_constant_result
 def in_order(n: int, way: int, device: torch.device) -> Tensor:
-    """The rows of `presentations` one after the other, `[n]`; kept on the device: a CUDA graph admits no copy from the host."""
+    """The rows of `presentations` joined, `[n]`; cached on the device: a CUDA graph cannot capture a copy from the host."""
     return _in_order(n, way, device)
 
 

@@ -1,7 +1,7 @@
 """A Simple Neural Attentive Meta-Learner, Mishra et al., 2018 (https://arxiv.org/abs/1707.03141).
 
-The support items with their labels, then a query without one, form a sequence. Causal convolutions and causal attention, each of
-which adds its outputs to those before it, read the sequence; the last place is the answer.
+The support items with their labels, then a query without one, form a sequence. Causal convolutions and causal attentions read
+it, each appending its outputs to its inputs; the answer is read at the last place.
 """
 
 import math
@@ -19,9 +19,9 @@ from fsl_cli.models.embedding import Embedding
 
 
 class SNAIL(Algorithm):
-    """Reads support set and query as one sequence through convolutions and attention.
+    """Reads the support set and a query as one sequence through convolutions and attention.
 
-    No place reads a later one, so that the support set is read once and every query goes on from it.
+    No place reads a later one, so the support set is processed once and every query continues from it.
     """
 
     bulk = True
@@ -65,7 +65,7 @@ class SNAIL(Algorithm):
         order = in_order(len(support.inputs), self.way, support.inputs.device)
         scaled = scaling(support.inputs, self.standardise)
         seen = torch.cat([scaled(support.inputs), support.targets], dim=1)[order]  # [n, features + way]
-        before = []  # what every layer reads at the support items
+        before = []  # the inputs of each layer at the support items
         for layer in self.layers:
             before.append(seen)
             seen = torch.cat([seen, layer(seen)], dim=1)
@@ -81,7 +81,7 @@ class SNAIL(Algorithm):
 
 
 class Convolution(nn.Module):
-    """What each place of a sequence makes of itself and the one `dilation` before it, gated."""
+    """A causal gated convolution of two taps: each place of a sequence, and the one `dilation` before it."""
 
     def __init__(self, width: int, filters: int, dilation: int) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ class Convolution(nn.Module):
         return _gated(self.here(sequence) + self.before(earlier))
 
     def after(self, sequence: Tensor, last: Tensor) -> Tensor:
-        """Of every alternative `[q, width]` for the place after a sequence `[n, width]`: `[q, filters]`."""
+        """Outputs `[q, filters]` at the place after a sequence `[n, width]`, for each alternative input `[q, width]` there."""
         place = len(sequence) - self.dilation
         return _gated(self.here(last) + (self.before(sequence[place]) if place >= 0 else 0))
 
 
 class Attention(nn.Module):
-    """What each place of a sequence reads from itself and the places before it."""
+    """Causal attention: each place of a sequence reads from itself and the places before it."""
 
     def __init__(self, width: int, keys: int, values: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         return near.masked_fill(later, -torch.inf).softmax(1) @ self.value(sequence)
 
     def after(self, sequence: Tensor, last: Tensor) -> Tensor:
-        """Of every alternative `[q, width]` for the place after a sequence `[n, width]`: `[q, values]`."""
+        """Outputs `[q, values]` at the place after a sequence `[n, width]`, for each alternative input `[q, width]` there."""
         query = self.query(last) * self.scale
         near = torch.cat([query @ self.key(sequence).T, (query * self.key(last)).sum(1, keepdim=True)], dim=1)  # [q, n + 1]
         read = near.softmax(1)

@@ -1,8 +1,8 @@
-"""A bag of words: a sum of learned vectors, which knows no order of words and needs no weights from elsewhere.
+"""A bag of words: a sum of learned vectors, which ignores the order of words and needs no pretrained weights.
 
 Words are not listed but hashed (Weinberger et al., 2009, https://arxiv.org/abs/0902.2206), so that words never seen in training
-have vectors too, random ones, by which equal words are recognised. The beginning of a word counts beside the word, so that
-`pay`, `paying` and `payment` are alike.
+have vectors too: random ones, by which equal words are recognised. The beginning of a longer word is added as a further word,
+so that `transfer`, `transfers` and `transferring` are alike.
 """
 
 import math
@@ -18,18 +18,18 @@ from torch.nn import functional
 from fsl_cli.models.texts import TextEmbedding, check_texts
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
-BEGINNING = 4  # letters
-SPREAD = 2.4  # length of an embedding before training: the squared distance of unlike texts is some 10, fit for a softmax
+BEGINNING = 4  # letters of a word's beginning
+SPREAD = 2.4  # length of an embedding before training: unlike texts have a squared distance of about 10, which suits a softmax
 
 
 class BagOfWords(TextEmbedding):
-    """Tokens `[n, length]` -> embeddings `[n, features]`: the sum of their vectors over the root of their number.
+    """Tokens `[n, length]` -> embeddings `[n, features]`: the sum of their vectors over the square root of their number.
 
     Args:
-        item_shape: of a text, ().
-        features: of a vector.
-        buckets: vectors in all; words share them by their hash.
-        length: words and beginnings of a text that are looked at.
+        item_shape: shape of a text, ().
+        features: length of a vector.
+        buckets: number of vectors; words share them by their hash.
+        length: how many words and beginnings of a text are read.
     """
 
     def __init__(self, item_shape: tuple[int, ...], features: int, buckets: int, length: int) -> None:
@@ -39,7 +39,7 @@ class BagOfWords(TextEmbedding):
             if value < least:
                 raise ValueError(f"model.{name} = {value}, but it must be at least {least}.")
         self.out_features, self.buckets, self.length = features, buckets, length
-        self.vectors = nn.Parameter(torch.randn(buckets, features) * SPREAD / math.sqrt(features))  # the first is never used
+        self.vectors = nn.Parameter(torch.randn(buckets, features) * SPREAD / math.sqrt(features))  # row 0 (padding) is unused
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         tokens = np.zeros((len(texts), self.length), np.int64)

@@ -1,7 +1,7 @@
 """Conv4: the four-block convolutional embedding of the few-shot literature (Vinyals et al. 2016, Snell et al. 2017).
 
 Each block is a 3x3 convolution, normalisation, ReLU and a halving of the map: by 2x2 max pooling as in ProtoNet, or by the
-stride of the convolution as in MAML and Reptile on Omniglot. The convolutions have no bias: the normalisation removes it.
+stride of the convolution as in MAML and Reptile on Omniglot. The convolutions have no bias: normalisation would remove it.
 """
 
 from typing import Literal
@@ -17,7 +17,7 @@ Halving = Literal["pool", "stride"]
 
 
 class Block(nn.Module):
-    """A 3x3 convolution, normalisation, a halving of the map if there is one, and ReLU."""
+    """A 3x3 convolution, normalisation, optionally a halving of the map, and ReLU."""
 
     def __init__(self, before: int, after: int, halving: Halving | None) -> None:
         super().__init__()

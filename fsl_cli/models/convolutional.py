@@ -1,4 +1,4 @@
-"""What convolutional embeddings share: their input and output, a residual sum, and the initial weights of residual networks."""
+"""What convolutional embeddings share: a base class, a residual sum, and the initial weights of residual networks."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ Pooling = Literal["mean", "flatten"]
 
 
 class Convolutional(Embedding):
-    """Images `[n, C, H, W]` -> embeddings `[n, features]`: the maps that `blocks` make of them, flattened or their mean."""
+    """Images `[n, C, H, W]` -> embeddings `[n, features]`: the output maps of `blocks`, flattened or averaged."""
 
     def __init__(self, blocks: nn.Sequential, map_shape: tuple[int, ...], pooling: Pooling) -> None:
-        """`map_shape` is that of the maps, `(channels, height, width)`."""
+        """`map_shape` is the shape of the output maps, `(channels, height, width)`."""
         super().__init__()
         self.blocks, self.map_shape, self.pooling = blocks, map_shape, pooling
         channels, height, width = map_shape
@@ -29,7 +29,7 @@ class Convolutional(Embedding):
 
 
 class Residual(nn.Module):
-    """The sum of what two layers make of the same maps."""
+    """The sum of the outputs of two layers for the same maps."""
 
     def __init__(self, path: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -40,23 +40,23 @@ class Residual(nn.Module):
 
 
 def check_four(key: str, numbers: list[int]) -> None:
-    """Refuses other than four numbers of at least 1."""
+    """Refuses anything but four numbers of at least 1."""
     if len(numbers) != 4 or min(numbers) < 1:
         raise ValueError(f"model.{key} = {numbers}, but it must be four numbers of at least 1, one for each stage.")
 
 
 def convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A padded convolution from `before` to `after` channels; it has no bias, which the normalisation would remove."""
+    """A padded convolution from `before` to `after` channels; it has no bias, since normalisation would remove it."""
     return nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def halved(side: int, times: int) -> int:
-    """The side of a map after padded convolutions of stride 2."""
+    """The side of a map after `times` padded convolutions of stride 2."""
     return -(-side // 2**times)
 
 
 def initialise(network: nn.Module) -> None:
-    """Draws the weights of all convolutions as He et al. 2015, by the number of their outputs."""
+    """Draws the weights of all convolutions as He et al. 2015, scaled by their fan-out."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

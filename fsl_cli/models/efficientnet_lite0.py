@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 trained on the 1,000 classes of ImageNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946; Apache 2.0).
 
-Code and weights (17 MB) come in Python packages, with no other download. It has seen every class of mini-ImageNet.
+Code and weights (17 MB) come in Python packages, with no other download. It was trained on every class of mini-ImageNet.
 """
 
 from importlib import import_module
@@ -18,14 +18,14 @@ class EfficientNetLite0(Embedding):
     """Images `[n, 1 or 3, H, W]` -> the root of the mean square `[n, 1280]` of the last map.
 
     That is the generalised mean of power 2 (Radenović et al. 2018, https://arxiv.org/abs/1711.02512): between the mean, which a
-    large background fills, and the largest value, which one cell decides.
+    large background dominates, and the maximum, which a single cell decides.
 
     Args:
-        item_shape: of the images.
-        frozen: its weights and normalisation stay as they are; else both are trained, from there.
-        size: what images are resized to, in pixels; null: they are taken as they come. At 32 n + 1 the five halvings of the
-            network pad both sides alike, so that an object in the middle is in the middle of the last map.
-        blank: no weights are needed, since those of a checkpoint follow.
+        item_shape: shape of the images, `(C, H, W)`.
+        frozen: keep the weights and normalisation as they are; else train both further.
+        size: pixels that images are resized to; null: they keep their size. At 32 n + 1 the five halvings of the network pad
+            both sides alike, so that an object in the middle of an image is in the middle of the last map.
+        blank: skip loading the weights, since those of a checkpoint follow.
     """
 
     out_features = 1280
@@ -48,7 +48,7 @@ class EfficientNetLite0(Embedding):
         network = code.EfficientNet.from_name("efficientnet-lite0", image_size=image, drop_connect_rate=0.0)
         if not blank:
             network.load_state_dict(torch.load(weights, weights_only=True))
-        network._fc = torch.nn.Identity()  # its 1,000 classes
+        network._fc = torch.nn.Identity()  # drops the classifier of 1,000 classes
         (freeze_folded if frozen else thaw)(network)
         if frozen:
             _hasten(network)
@@ -61,7 +61,7 @@ class EfficientNetLite0(Embedding):
 
 
 def _hasten(network: torch.nn.Module) -> None:
-    """Spares passes over the maps: activations overwrite what nobody else reads, and even padding is left to the convolution."""
+    """Saves passes over the maps: activations overwrite what nothing else reads, and convolutions do symmetric padding."""
     for layer in network.modules():
         if isinstance(layer, torch.nn.ReLU6):
             layer.inplace = True

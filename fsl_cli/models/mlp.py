@@ -1,5 +1,5 @@
-"""Fully connected embeddings: that of MAML's Omniglot experiment without convolutions (Finn et al. 2017, appendix A.1), and
-without normalisation those of the sine curves of MAML (ReLU) and Reptile (tanh).
+"""Fully connected embeddings: MAML's for Omniglot without convolutions (Finn et al. 2017, appendix A.1) and, without
+normalisation, those for the sine curves of MAML (ReLU) and Reptile (tanh).
 """
 
 from itertools import pairwise

@@ -1,6 +1,6 @@
 """Batch normalisation whose second-order gradients stay exact under `torch.func.vmap`, with statistics per task.
 
-`nn.BatchNorm2d` with its affine weights under `vmap` gives a right loss and a wrong meta-gradient (torch 2.13, 2.15), so
+`nn.BatchNorm2d` with its affine weights under `vmap` gives the right loss and a wrong meta-gradient (torch 2.13, 2.15), so
 every model uses this module.
 """
 
@@ -14,21 +14,21 @@ from torch.nn import functional
 
 
 class Mode(NamedTuple):
-    """What the statistics of a batch `[groups * n, ...]` are taken from."""
+    """How the statistics of a batch `[groups * n, ...]` are computed."""
 
-    groups: int = 1  # each is normalised by itself
-    rows: int | None = None  # the first of each group, whose statistics serve for all of it; None: all
-    track: bool = False  # gathers them for the running statistics
-    shared: bool = False  # the batch is a part of one that all processes hold together, and is normalised as a whole
-    alone: bool = False  # the batch is not under a map
+    groups: int = 1  # number of groups, each normalised separately
+    rows: int | None = None  # leading rows of each group, whose statistics apply to the whole group; None: all rows
+    track: bool = False  # gather them for the running statistics
+    shared: bool = False  # normalise over the batches of all processes together
+    alone: bool = False  # the batch is not under vmap
 
 
 class Norm(nn.Module):
     """Normalises each channel of `[n, features, *space]` by its mean and variance, then scales and shifts it.
 
-    Statistics come from the batch, or with `running` set from the running ones. Running statistics are gathered only inside
-    `statistics(..., track=True)`, that is never under a map over tasks, where writing to a buffer would be wrong, and move
-    the running ones in `commit`: once a step, so that they do not depend on how its tasks are cut into chunks.
+    The statistics are those of the batch, or with `running` set the running ones. Batch statistics are gathered only inside
+    `statistics(..., track=True)`, that is, never under vmap over tasks, where writing to a buffer would be wrong. `commit` then
+    updates the running ones once a step, so that they do not depend on how its tasks are cut into chunks.
     """
 
     running_mean: Tensor
@@ -43,10 +43,10 @@ class Norm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.running = False
-        self.frozen = False  # in training too, the statistics are the running ones
+        self.frozen = False  # use the running statistics in training too
         self.mode = Mode()
-        # Mean and unbiased variance of each group, [groups, features]: of the chunk at work, and of those before it in the step.
-        # What is compiled sees the first list alone, which is empty at the start of every chunk.
+        # Mean and unbiased variance of each group, [groups, features]: of the current chunk, and of the step's earlier chunks.
+        # Compiled code sees only the first list, which is empty at the start of every chunk.
         self.gathered: list[tuple[Tensor, Tensor]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
 
@@ -59,10 +59,10 @@ class Norm(nn.Module):
         return self._affine(inputs, *self._moments(inputs), self.scale)
 
     def pooled(self, inputs: Tensor, flip: Tensor) -> Tensor:
-        """The 2x2 maximum of the normalised maps, of `inputs` that had each channel multiplied by `flip`, the sign of its scale.
+        """Normalises `inputs`, whose channels were multiplied by `flip`, the sign of their scale, and max-pools them 2x2.
 
-        With a scale made positive so, normalisation keeps the order of the pixels of a channel, and the maximum goes first: what
-        is left of normalisation has a quarter of the map to do.
+        This makes the scale positive, so that normalisation keeps the order of a channel's pixels and pooling can go first:
+        scaling and shifting then take only a quarter of the map.
         """
         if self.running:
             mean, var = (self.running_mean * flip)[:, None, None], self.running_var[:, None, None]
@@ -91,16 +91,16 @@ class Norm(nn.Module):
         return mean, var
 
     def _affine(self, inputs: Tensor, mean: Tensor, var: Tensor, scale: Tensor) -> Tensor:
-        """`inputs` normalised by `mean` and `var`, which are those of its groups, scaled, and shifted."""
+        """`inputs` normalised by the `mean` and `var` of their groups, then scaled and shifted."""
         channels = (-1,) + (1,) * (inputs.dim() - 2)
         gain = scale.view(channels) * torch.rsqrt(var + self.eps)
         offset = self.shift.view(channels) - mean * gain
-        # In bfloat16 the kernel multiplies and adds in float32 all the same, and reads and writes half as much.
+        # Even in bfloat16 the kernel multiplies and adds in float32, while it reads and writes half as much.
         groups = inputs.unflatten(0, (self.mode.groups, -1))
         return torch.addcmul(offset.to(inputs.dtype), groups, gain.to(inputs.dtype)).flatten(0, 1)
 
     def _fused(self, inputs: Tensor) -> Tensor:
-        """By torch's own kernel: faster, and right where nothing is mapped."""
+        """Normalises by torch's own kernel: faster, and correct outside vmap."""
         if not self.mode.track:
             return functional.batch_norm(inputs, None, None, self.scale, self.shift, True, eps=self.eps)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -109,7 +109,7 @@ class Norm(nn.Module):
         return outputs
 
     def keep(self) -> None:
-        """Puts what a chunk has gathered to what the step has."""
+        """Adds the statistics of a chunk to those of the step."""
         self.kept += self.gathered
         self.gathered.clear()
 
@@ -124,7 +124,7 @@ class Norm(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """Drops what has been gathered and kept."""
+        """Drops all statistics that were gathered or kept."""
         self.gathered.clear()
         self.kept.clear()
 
@@ -132,8 +132,8 @@ class Norm(nn.Module):
 class _Moments(torch.autograd.Function):
     """Mean and variance of each group and channel of `[groups, n, features, *space]`, both `[groups, 1, features, 1, ...]`.
 
-    Those of bfloat16 are float32. The fastest kernel there is, and a gradient in one pass over the map, which can be
-    differentiated in turn: torch's own second derivative of batch normalisation takes a dozen passes.
+    Both are float32 for bfloat16 values. It uses the fastest kernel there is, and a gradient in one pass over the map that can
+    itself be differentiated: torch's own second derivative of batch normalisation takes a dozen passes.
     """
 
     @staticmethod
@@ -143,7 +143,7 @@ class _Moments(torch.autograd.Function):
             reduced = [1, *range(3, values.dim())]
             var, mean = torch.var_mean(values.to(exact), reduced, correction=0, keepdim=True)
             return mean, var
-        # torch.var_mean takes up to 20 times as long there. The kernel returns what it finds in the type of its buffers.
+        # On a CPU torch.var_mean takes up to 20 times as long. The kernel returns its results in the dtype of the buffers.
         buffer = torch.zeros(values.shape[2], dtype=exact)
         found = [torch.batch_norm_update_stats(group, buffer, buffer, 0.0) for group in values]
         shape = (len(values), 1, -1) + (1,) * (values.dim() - 3)
@@ -164,14 +164,14 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], *args: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """Tasks count as channels, as they do in the convolutions, which are grouped under a map."""
+        """Treats tasks as further channels, as vmap does in convolutions, which it makes grouped ones."""
         together = args[0].movedim(in_dims[0], 2).flatten(2, 3)
         mean, var = (part.unflatten(2, (info.batch_size, -1)) for part in _Moments.apply(together))
         return (mean, var), (2, 2)
 
 
 def _mean(values: Tensor, reduced: list[int], shared: bool) -> Tensor:
-    """The mean over some dimensions, and if `shared` over all processes, each of which holds an equal part of the batch."""
+    """The mean over the dimensions `reduced`, and if `shared` over all processes, which hold equal parts of the batch."""
     mean = values.mean(reduced, keepdim=True)
     return _Sum.apply(mean) / distributed.get_world_size() if shared else mean
 
@@ -203,7 +203,7 @@ def norm_weights(network: nn.Module) -> set[int]:
 
 
 def freeze(network: nn.Module) -> None:
-    """Takes `network` out of training: its weights, and its statistics, which are the running ones."""
+    """Freezes the weights of `network`, and its normalisation statistics at the running ones."""
     network.requires_grad_(False)
     for layer in norm_layers(network):
         layer.frozen = True
@@ -211,7 +211,7 @@ def freeze(network: nn.Module) -> None:
 
 @contextmanager
 def statistics(network: nn.Module, **mode: Any) -> Iterator[None]:
-    """Within it, the layers of `network` take their statistics as a `Mode` of these options says."""
+    """Within this context, the layers of `network` compute their statistics by `Mode(**mode)`."""
     before = [(layer, layer.mode) for layer in norm_layers(network)]
     for layer, _ in before:
         layer.mode = Mode(**mode)

@@ -1,4 +1,4 @@
-"""What networks that were trained on photographs elsewhere have in common here: their input, and their normalisation."""
+"""What networks that were trained on photographs elsewhere share here: their input, and their normalisation."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fsl_cli.models.norm import Norm
 
 
 def in_colour(images: Tensor, size: int | None) -> Tensor:
-    """Images `[n, 1 or 3, H, W]` -> `[n, 3, size, size]`, or at their own size."""
+    """Images `[n, 1 or 3, H, W]` -> `[n, 3, size, size]`, or with `size` None at their own size."""
     if size is not None and images.shape[-2:] != (size, size):
         smaller = size < min(images.shape[-2:])
         images = functional.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=smaller)
@@ -21,10 +21,10 @@ def in_colour(images: Tensor, size: int | None) -> Tensor:
 
 
 def freeze_folded(network: nn.Module) -> None:
-    """Takes all weights out of training, and every batch norm out of the way.
+    """Freezes all weights, and replaces every batch norm.
 
-    It goes into the convolution before it, which saves two passes over the maps and their memory; what does not follow a
-    convolution alone becomes a constant scale and shift.
+    It is folded into the convolution before it, which saves two passes over the maps and their memory; one that cannot be
+    folded becomes a constant scale and shift.
     """
     network.requires_grad_(False)
     for convolution, norm in _followed(network.eval()):
@@ -40,25 +40,25 @@ def freeze_folded(network: nn.Module) -> None:
 
 
 def thaw(network: nn.Module) -> None:
-    """Makes every batch norm a Norm with the same weights and statistics, which is exact under a map over tasks."""
+    """Replaces every batch norm by a Norm with the same weights and statistics, which is exact under vmap over tasks."""
     _replace(network, _exact)
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no normalisation, of whatever package."""
+    """Traces into no batch norm or convolution, of whatever package."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.BatchNorm2d | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _followed(network: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution whose output is read by a batch norm and nothing else, and of that batch norm."""
+    """Names of each convolution whose output only a batch norm reads, and of that batch norm."""
     layers = dict(network.named_modules())
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in layers.values()):
         return []
     try:
-        graph = _Tracer().trace(deepcopy(network))  # a copy, for what a network may keep of the inputs it has seen
-    except Exception:  # tracing runs foreign code, which may raise anything; without a graph, all its norms become constants
+        graph = _Tracer().trace(deepcopy(network))  # a copy, since a network may store its inputs
+    except Exception:  # tracing runs foreign code, which may raise anything; then no norm is folded, and all become constants
         return []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     found = []
@@ -79,7 +79,7 @@ def _replace(network: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) ->
 
 
 def _put(network: nn.Module, name: str, new: nn.Module) -> None:
-    """Puts `new` in the place of a batch norm; what timm's do after normalising stays."""
+    """Replaces a batch norm by `new`; keeps the dropout and activation that timm's batch norms contain."""
     layer = network.get_submodule(name)
     after = [layer.get_submodule(part) for part in ("drop", "act") if hasattr(layer, part)]
     parent, _, own = name.rpartition(".")
@@ -87,7 +87,7 @@ def _put(network: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _constant(layer: nn.BatchNorm2d) -> nn.Module:
-    from torchvision.ops import FrozenBatchNorm2d  # which takes seconds to import, and most networks do without
+    from torchvision.ops import FrozenBatchNorm2d  # takes seconds to import, and most networks do not need it
 
     frozen = FrozenBatchNorm2d(layer.num_features, layer.eps)
     frozen.load_state_dict(layer.state_dict(), strict=False)

@@ -1,8 +1,8 @@
 """ResNet-10 and ResNet-18 (He et al. 2016, https://arxiv.org/abs/1512.03385) as Chen et al. 2019 use them for few-shot learning
 (https://arxiv.org/abs/1904.04232), there on images of 224x224.
 
-A 7x7 convolution and a pooling, each of stride 2, then four stages of blocks of two 3x3 convolutions; all but the first stage
-halve the map.
+A 7x7 convolution and max pooling, each of stride 2, then four stages of residual blocks of two 3x3 convolutions; all stages but
+the first halve the map.
 """
 
 from torch import nn
@@ -24,10 +24,10 @@ class ResNet(Convolutional):
     """Images `[n, C, H, W]` -> embeddings `[n, features]`.
 
     Args:
-        item_shape: of the images.
-        blocks: how many each of the four stages has.
-        filters: of the four stages.
-        pooling: of the last map: its mean, or flatten.
+        item_shape: shape of the images, `(C, H, W)`.
+        blocks: number of blocks of each of the four stages.
+        filters: number of filters of each of the four stages.
+        pooling: `mean` or `flatten`, for the last map.
     """
 
     def __init__(self, item_shape: tuple[int, ...], blocks: list[int], filters: list[int], pooling: Pooling = "mean") -> None:

