@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import Norm
+from fsl_cli.models.texts import TextEmbedding
 
 
 class Context(nn.Module):
@@ -18,6 +19,8 @@ class Context(nn.Module):
         super().__init__()
         if size < 1:
             raise ValueError(f"algo.context = {size}, but algo.adapts = context needs at least 1 number to adapt.")
+        if isinstance(model, TextEmbedding):
+            raise ValueError("algo.adapts = context, but a model of texts has no place for a context. Use algo=anil.")
         modules = dict(model.named_modules())
         widths = {name: len(layer.scale) for name, layer in modules.items() if isinstance(layer, Norm)}
         layers = {name: layer for name, layer in modules.items() if isinstance(layer, nn.Linear)}

@@ -62,7 +62,7 @@ class Finetune(Algorithm):
     ) -> None:
         super().__init__()
         positive(scale=scale, head_scale=head_scale, head_lr=head_lr)
-        at_least(0, head_epochs=head_epochs)
+        at_least(0, head_epochs=head_epochs, head_decay=head_decay)
         at_least(1, head_batch=head_batch)
         if backbone == "full" and head not in ("cosine", "linear"):
             raise ValueError(f"algo.backbone = full, but algo.head = {head} fits nothing. Use algo.head=cosine|linear.")

@@ -8,7 +8,7 @@ def positive(**options: float | None) -> None:
             raise ValueError(f"algo.{name} = {value}, but it must be positive.")
 
 
-def at_least(least: int, **options: int) -> None:
+def at_least(least: int, **options: float) -> None:
     """Refuses options below `least`."""
     for name, value in options.items():
         if value < least:

@@ -50,6 +50,11 @@ class MANN(Algorithm):
     ) -> None:
         super().__init__()
         at_least(1, places=places, width=width, heads=heads, controller=controller)
+        if heads > places:
+            raise ValueError(
+                f"algo.heads = {heads}, but algo.places = {places}, and every head writes to a place of its own. Lower it, or "
+                "raise algo.places."
+            )
         self.model, self.way, self.standardise = model, way, standardise
         self.places, self.width, self.heads = places, width, heads
         self.controller = Cell(model.out_features + way, heads * width + controller, controller)

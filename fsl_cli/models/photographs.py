@@ -97,9 +97,12 @@ def _constant(layer: nn.BatchNorm2d) -> nn.Module:
 def _exact(layer: nn.BatchNorm2d) -> nn.Module:
     norm = Norm(layer.num_features, layer.eps, layer.momentum or 0.1)
     with torch.no_grad():
-        for own, other in ((norm.scale, layer.weight), (norm.shift, layer.bias)):
-            own.copy_(other)
-        for own, other in ((norm.running_mean, layer.running_mean), (norm.running_var, layer.running_var)):
-            if other is not None:
-                own.copy_(other)
+        for own, name in (
+            ("scale", "weight"),
+            ("shift", "bias"),
+            ("running_mean", "running_mean"),
+            ("running_var", "running_var"),
+        ):
+            if getattr(layer, name) is not None:
+                getattr(norm, own).copy_(getattr(layer, name))
     return norm
