@@ -20,6 +20,7 @@ from fsl_cli.speed import UNMEASURED, Choice
 from fsl_cli.whole import whole
 
 FORMAT = 1
+AGAIN = "Start a new run in another folder, from the best checkpoint beside it if there is one: pretrain=PATH/best.pt."
 NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # a network from elsewhere had none
 MADE = {"_target_": str}
 MAYBE = (dict, NoneType)
@@ -84,13 +85,14 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(
-                f"{key} = {path} is damaged: its record {damaged} fails its checksum. Copy it again, or make it with {writer}."
+                f"{key} = {path} is damaged: its record {damaged} fails its checksum. "
+                + (f"Copy it again, or make it with {writer}." if key != "resume" else AGAIN)
             )
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
             f"{key} = {path} is not a whole {kind} ({error}): it is truncated or another kind of file. "
-            f"Copy it again, or make it with {writer}."
+            + (f"Copy it again, or make it with {writer}." if key != "resume" else AGAIN)
         ) from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(

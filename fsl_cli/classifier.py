@@ -13,7 +13,7 @@ from torch.nn import functional
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, held_out, left_out, rejection, temperature
-from fsl_cli.datasets.images import as_image, open_image, shown
+from fsl_cli.datasets.images import CHANNELS, as_image, open_image, shown
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
 from fsl_cli.models.texts import TextEmbedding
@@ -24,7 +24,7 @@ BEST = 5  # classes in a ranking
 CALIBRATION = 50  # images held out to choose the temperature and what is refused
 ENOUGH = 3  # images that their classes must have: of two, one left out would say too little of both
 
-Picture = Image.Image | np.ndarray | str | Path  # or a text, as a str, for a model that takes texts
+Picture = Image.Image | np.ndarray | Tensor | str | Path  # or a text, as a str, for a model that takes texts
 
 
 class Prediction(NamedTuple):
@@ -63,14 +63,16 @@ class Trained:
         """Learns classes from labelled images or texts, any number of each class.
 
         Args:
-            images: files, Pillow images, arrays uint8 `[H, W]` or `[H, W, C]`; or texts.
-            labels: one for each.
+            images: files, Pillow images, arrays or tensors `[H, W]`, `[H, W, C]` or `[C, H, W]`; or texts.
+            labels: one for each; the names of the classes are `str(label)`.
 
         Raises:
             ValueError: an image cannot be read, the labels are not as many, or the classes are too few, or not as many as an
                 algorithm with a fixed head was trained for.
         """
-        return self.learn(self.items(images), [str(label) for label in labels])
+        if _is_one(labels):
+            raise ValueError(f"The labels are {shown(labels)}, expected a list of them, one for each of the {self.what}.")
+        return self.learn(self.items(images), [_class_name(label, number) for number, label in enumerate(labels, start=1)])
 
     def items(self, images: Iterable[Picture]) -> np.ndarray:
         """Items `[n, C, H, W]` of pictures of any kind, or `[n]` of texts."""
@@ -86,6 +88,8 @@ class Trained:
 
     def item(self, image: Picture, number: int = 1) -> np.ndarray:
         """The item `[C, H, W]` of a picture of any kind; `number` is what a message calls it."""
+        if isinstance(image, Tensor):
+            image = image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy()
         return self.make(open_image(Path(image)) if isinstance(image, str | Path) else as_image(image, number), self.shape)
 
     @torch.no_grad()
@@ -232,6 +236,13 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
 
 def _is_one(images: object) -> bool:
     """Whether this is a single image or text in place of several, whose rows or letters would be taken for them."""
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        return images.shape[2] in (1, 3, 4)
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim in (0, 2) or (images.ndim == 3 and bool({*CHANNELS} & {images.shape[0], images.shape[2]}))
     return isinstance(images, str | bytes) or not isinstance(images, Iterable)
+
+
+def _class_name(label: object, number: int) -> str:
+    value = label.item() if isinstance(label, Tensor | np.generic) else label
+    if value is None or value != value or not str(value).strip():
+        raise ValueError(f"Label {number} is {value!r}, expected the name of a class. Give it one, or leave its item out.")
+    return str(value)

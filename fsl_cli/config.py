@@ -185,8 +185,8 @@ def locate(target: Any, key: str) -> type:
         raise refusal
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{key}._target_ = {target!r}, but there is no such class ({error}).") from error
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{key}._target_ = {target!r}, but that class cannot be imported ({error}). Mend its module.") from error
     if not (isinstance(found, type) and _allowed(found.__module__)):
         raise refusal
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -83,6 +84,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an error, or None for a defect of ours, which deserves its traceback."""
     if isinstance(error, OmegaConfBaseException | HydraException):
         return _configuration(error), 2
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return f"{place}: it is no YAML ({error.problem}). Mend it.", 2
     if out_of_memory(error):
         said = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""  # the libraries of a GPU may mean something else
         return f"Out of memory{said}. Lower device.task_chunk or task.tasks, or use a smaller model.", 1
@@ -116,6 +120,8 @@ def _configuration(error: BaseException) -> str:
         key = getattr(link, "full_key", None)
         if isinstance(link, OmegaConfBaseException) and key:
             reason = str(link.msg or link).splitlines()[0]
+            if key == "experiment":
+                return "experiment: the first line of its file must be `# @package _global_`. Add it, as in configs/experiment."
             if "not in" in reason:
                 parent = getattr(link, "parent_node", None)
                 known = (

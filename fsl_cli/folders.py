@@ -64,6 +64,9 @@ def labelled(folder: str) -> list[Labelled]:
             refuse_odd_name(file, "support")
         files += [Labelled(file, path.name) for file in images]
     _tell(others, "support")
+    closed = sorted(path.name for path in root.iterdir() if hidden(Path(path.name)) and path.is_dir())
+    if closed:
+        log.info(f"support: folders whose names begin with a dot are left out: {_some(closed)}")
     return files
 
 
@@ -143,7 +146,8 @@ def there(place: str, key: str) -> Path:
     """The file or folder that the user named under `key`."""
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
     if not path.exists():
-        raise ValueError(f"{key} = {place}: there is no such file or folder.")
+        several = " To give several files, put them into one folder." if {*"*,["} & {*str(place)} else ""
+        raise ValueError(f"{key} = {place}: there is no such file or folder.{several}")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{key} = {place} is there, but you may not read it. Allow it, or name another.")
     return path

@@ -16,7 +16,7 @@ from fsl_cli import checkpoint, device
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.classifier import Classifier, Trained, restored
 from fsl_cli.config import arguments, build, check, composed, head_width, locate, offer
-from fsl_cli.datasets.images import check_size
+from fsl_cli.datasets.images import check_size, shown
 from fsl_cli.datasets.packed import Dataset
 from fsl_cli.datasets.texts import is_table
 from fsl_cli.errors import explain
@@ -29,6 +29,16 @@ TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
 NAMES = (*TRAINED, "dataset")
 UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
 MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo= out."
+# Options of fsl predict that are something else in Python.
+ELSEWHERE = {
+    "reject_below": "it is an argument of a classifier",
+    "leave_one_out": "it is a method of a classifier",
+    "support": "adapt() takes images and labels",
+    "query": "a classifier takes images",
+    "out": "nothing is written",
+    "checkpoint": "it is the first argument of load()",
+    "classifier": "it is the argument of load_classifier()",
+}
 SIZE, CHANNELS = 225, 3  # of the images where no checkpoint says it: what efficientnet_lite0 takes
 
 register()
@@ -39,6 +49,9 @@ def prepare(overrides: list[str]) -> list[str]:
     words = typed(overrides)
     if words.get("device") == "ddp":
         raise ValueError("device = ddp, but predictions are made by one process. Use device=auto, cpu or cuda.")
+    for key in words:
+        if key.partition(".")[0] == "task":
+            raise ValueError(f"{key} = {words[key]}, but the support says how many classes there are, and of what. Leave it out.")
     keys = [key for key in ("checkpoint", "classifier") if words.get(key, "null") != "null"]
     if not keys:  # a table holds texts
         return ["model=text_encoder", *overrides] if is_table(words.get("support", "")) and "model" not in words else overrides
@@ -198,18 +211,27 @@ def load(path: str | Path | None = None, *overrides: str) -> Trained:
     Raises:
         ValueError: the file is missing, damaged or of another kind, or an option is wrong; the sentence says how to mend it.
     """
-    return _opened([*overrides, *([] if path is None else [f"checkpoint={path}"])])[0]
+    return _opened(overrides, "checkpoint", path)[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
     """The classifier in a file that `fsl adapt` or `Classifier.save` wrote; arguments and errors are those of `load`."""
-    trained, content = _opened([*overrides, f"classifier={path}"])
+    trained, content = _opened(overrides, "classifier", path)
     return restored(trained, content["classifier"])
 
 
-def _opened(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
+def _opened(overrides: Iterable[str], key: str, path: str | Path | None) -> tuple[Trained, dict[str, Any]]:
+    if not isinstance(path, str | Path | None):
+        raise ValueError(f"The first argument is {shown(path)}, expected the name of a file that fsl wrote.")
+    for word in overrides:
+        if not isinstance(word, str):
+            raise ValueError(f"The option {shown(word)} is no text. Write it as key=value, as in load(PATH, 'device=cpu').")
+    unread = [name for name in typed(overrides) if name in ELSEWHERE or name.startswith("hydra.")]
+    if unread:
+        raise ValueError(f"{unread[0]} is not read here: {ELSEWHERE.get(unread[0], 'only commands do')}. Leave it out.")
+    words = [*overrides, *([] if path is None else [f"{key}={path}"])]
     try:
-        return open_trained(*composed("predict", prepare(quoted(overrides))), overrides)
+        return open_trained(*composed("predict", prepare(quoted(words))), words)
     except (HydraException, OmegaConfBaseException) as error:
         explained = explain(error)
         assert explained is not None, "errors of Hydra are told"

@@ -83,11 +83,12 @@ def choose_threshold(classifier: Classifier) -> dict[str, Any]:
     found = classifier.rejection()
     if not found.threshold:
         log.info(f"No threshold tells unknown classes from these by their support {classifier.trained.what}: nothing is refused")
-    log.info(
-        f"reject_below = {found.threshold:.6g}, chosen on the support {classifier.trained.what}: it keeps "
-        f"{100 * found.kept:.0f} % of {found.known} that were left out, and refuses {100 * found.refused:.0f} % of "
-        f"{found.unknown} left out with their whole class"
-    )
+    else:
+        log.info(
+            f"reject_below = {found.threshold:.6g}, chosen on the support {classifier.trained.what}: it keeps "
+            f"{100 * found.kept:.0f} % of {found.known} that were left out, and refuses {100 * found.refused:.0f} % of "
+            f"{found.unknown} left out with their whole class"
+        )
     return {"reject_below": found.threshold, "rejection": found._asdict()}
 
 

@@ -57,13 +57,23 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
     last = folder / "last.pt"
     if resume in (None, "auto") and not last.exists() and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
+    if resume in (None, "auto") and not last.exists() and (folder / "best.pt").exists():
+        raise ValueError(
+            f"out = {folder} holds best.pt of a run whose last.pt is gone, and it would be overwritten. Choose another folder."
+        )
     if resume is None:
         if last.exists():
             raise ValueError(f"out = {folder} already holds a run. Go on with resume=auto, or choose another folder.")
         return None
-    if resume == "auto":
-        return checkpoint.load(last, "resume") if last.exists() else None
-    return checkpoint.load(_file(resume), "resume")
+    if resume == "auto" and not last.exists():
+        return None
+    content = checkpoint.load(last if resume == "auto" else _file(resume), "resume")
+    if content["progress"]["best_step"] and not (folder / "best.pt").exists():
+        raise ValueError(
+            f"resume = {resume}, but best.pt, the best checkpoint of that run until now, is gone from {folder}. Score the last "
+            f"one, fsl evaluate checkpoint={last}, or start a new run from it: pretrain={last}."
+        )
+    return content
 
 
 def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: list[str], content: dict[str, Any]) -> None:
@@ -130,6 +140,12 @@ def _file(resume: str) -> Path:
 
 def _started(path: Path) -> tuple[list[str], Path, bool]:
     """What the run of a checkpoint was started with, its folder, and whether the checkpoint is that of its first stage."""
+    best = path.with_name("best.pt")
+    if path.name == "last.pt" and best.exists() and not path.exists():
+        raise ValueError(
+            f"resume = {path}: there is no such file, and a run can go on from that alone. Score the best checkpoint, fsl "
+            f"evaluate checkpoint={best}, or start a new run from it: pretrain={best}."
+        )
     content = checkpoint.load(path, "resume")
     first = content["choices"].get("stage") == STAGE
     return content["overrides"], path.parents[1] if first else path.parent, first

@@ -103,7 +103,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
                 "pretrain_frozen = true, but pretrain = null names no network to keep. Set pretrain=train or PATH, "
                 "or set pretrain_frozen=false."
             )
-        if not algo.bulk:
+        if not algo.bulk or algo.wants_pretrained:
             raise ValueError(f"pretrain_frozen = true, but algo={name} adapts the network itself. Set pretrain_frozen=false.")
         freeze(algo.model)
     if not any(weight.requires_grad for weight in algo.parameters()):

@@ -229,6 +229,17 @@ def test_a_run_folder_in_use_is_not_overwritten(monkeypatch: Any, capfd: Any):
     assert "other already holds a result" in message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=other")
     said = message(monkeypatch, capfd, "train", "resume=run/best.pt")
     assert "resume = run/best.pt, but a run goes on from last.pt" in said and "pretrain=run/best.pt" in said
+    whole = Path("run/last.pt").read_bytes()
+    Path("run/last.pt").write_bytes(whole[:1000])
+    assert "in another folder" in message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=run", "resume=auto")
+    Path("run/last.pt").unlink()
+    assert "pretrain=run/best.pt" in message(monkeypatch, capfd, "train", "resume=run")
+    for word in ("resume=auto", "seed=5"):
+        said = message(monkeypatch, capfd, "train", *SMALL, *ALGOS["protonet"], "out=run", word)
+        assert "out = run holds best.pt of a run whose last.pt is gone" in said
+    Path("run/last.pt").write_bytes(whole)
+    Path("run/best.pt").unlink()
+    assert "fsl evaluate checkpoint=run/last.pt" in message(monkeypatch, capfd, "train", "resume=run")
 
 
 def test_resume_refuses_settings_that_contradict_the_checkpoint(monkeypatch: Any, capfd: Any):

@@ -66,10 +66,12 @@ def test_files_that_claim_to_be_no_images_are_named(models, drawings, monkeypatc
     for folder in (*classes[:2], Path("query")):
         (folder / "Thumbs.db").write_bytes(b"")
         (folder / ".hidden").write_bytes(b"")
+    Path("support/.ipynb_checkpoints").mkdir()
     assert fsl(monkeypatch, *PREDICT, f"checkpoint={models}/protonet/best.pt", "support=support", "query=query", "out=run") == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if "left out" in line]
     assert lines == [
         "query: files whose names do not end as those of images are left out: query/Thumbs.db",
         f"support: files whose names do not end as those of images are left out: {classes[0]}/Thumbs.db, {classes[1]}/Thumbs.db",
+        "support: folders whose names begin with a dot are left out: .ipynb_checkpoints",
     ]
     assert not any("Thumbs" in row["file"] for row in rows("run"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fsl_cli.datasets.drawings import to_drawing
-from fsl_cli.datasets.images import open_image, plain, to_item
+from fsl_cli.datasets.images import as_image, open_image, plain, to_item
 from fsl_cli.datasets.omniglot import Omniglot
 from fsl_cli.datasets.strokes import Strokes
 
@@ -41,6 +41,14 @@ def test_every_mode_becomes_grey_or_colour(mode: str, tmp_path: Path):
     assert found.mode in ("L", "RGB")
     if mode not in ("1", "LAB"):
         assert np.abs(np.asarray(found.convert("L")).astype(int) - np.asarray(RAMP)).max() <= (1 if wide else 6)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+def test_deep_pictures_keep_their_contrast(kind: type, top: int):
+    values = np.linspace(0, top, 100).round().reshape(10, 10).astype(kind)
+    assert np.abs(np.asarray(plain(Image.fromarray(values))) - np.linspace(0, 255, 100).reshape(10, 10)).max() <= 1
+    assert np.array_equal(np.asarray(as_image(values, 1)), np.asarray(plain(Image.fromarray(values))))
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])

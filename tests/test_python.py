@@ -34,9 +34,23 @@ def test_python_names_mistakes_too(models, drawings):
         "size=some": "size = 'some', but it must be a whole number",
         "algo=none": "algo = 'none', but there is no configs/algo/none.yaml",
         "size": "size cannot be read as key=value",
+        "reject_below=0.9": "reject_below is not read here: it is an argument of a classifier.",
+        "task.way=7": "task.way = 7, but the support says how many classes there are",
     }.items():
         with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
             fsl_cli.load(models / "protonet" / "best.pt", word)
+    for label in (None, "", float("nan"), torch.tensor(float("nan"))):
+        with pytest.raises(ValueError, match=r"^Label 2 is .*, expected the name of a class"):
+            source.adapt([image, image], ["a", label])
+    for labels in (None, "ab", 3):
+        with pytest.raises(ValueError, match=r"^The labels are .*, expected a list of them"):
+            source.adapt([image, image], labels)  # pyright: ignore[reportArgumentType]
+    assert source.adapt([image, image], torch.tensor([7, 10])).names == ["10", "7"]
+    for wrong in ({"device": "cpu"}, 3):
+        with pytest.raises(ValueError, match=r"^The option .* is no text"):
+            fsl_cli.load(models / "protonet" / "best.pt", wrong)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=r"^The first argument is .*, expected the name of a file"):
+            fsl_cli.load(wrong)  # pyright: ignore[reportArgumentType]
     classifier = source.adapt([image, image], ["a", "b"])
     for one in (image, Path(image), Image.new("L", (28, 28)), b"bytes", None, np.zeros((28, 28, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"^The images are .*, expected a list of them\. Put a single one into brackets\.$"):
@@ -55,23 +69,25 @@ def test_arrays_are_images_or_are_told_what_they_should_be(models, drawings):
     classifier = fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png", "support/birch/0.png"], ["a", "b"])
     grey = np.asarray(Image.open("support/oak/1.png"))
     colour = np.stack([grey] * 3, -1)
-    flat, *others = classifier([grey, grey[..., None], colour, np.stack([grey])[0], grey / 255])
+    tensor = torch.from_numpy(colour.transpose(2, 0, 1).copy())
+    deep = [grey.astype(kind) * factor for kind, factor in ((np.uint16, 1), (np.int64, 1), (np.uint16, 257), (np.float16, 1))]
+    same = [grey[..., None], colour, colour / 255, colour.transpose(2, 0, 1), tensor, tensor / 255, tensor[:1], *deep]
+    flat, *others = classifier([grey, *same, np.stack([grey])[0], grey / 255])
     assert all(other == flat for other in others)
+    assert classifier(torch.stack([tensor, tensor])) == [flat, flat]
     assert classifier(np.stack([grey, grey])) == [flat, flat]
     classifier.save("new/folder/mine")
     assert fsl_cli.load_classifier("new/folder/mine")([grey, grey]) == classifier([grey, grey])
     for found, shown in {
-        "channels first": (colour.transpose(2, 0, 1), r"ndarray uint8 \[3, 28, 28\]"),
-        "floats": (colour / 255, r"ndarray float64 \[28, 28, 3\]"),
-        "integers": (grey.astype(np.int64), r"ndarray int64 \[28, 28\]"),
+        "five channels": (np.stack([grey] * 5, -1), r"ndarray uint8 \[28, 28, 5\]"),
+        "complex": (grey.astype(np.complex64), r"ndarray complex64 \[28, 28\]"),
         "empty": (grey[:0], r"ndarray uint8 \[0, 28\]"),
         "a row": (grey[0], r"ndarray uint8 \[28\]"),
         "no pixels": (Image.new("L", (0, 5)), r"<PIL\.Image\.Im.*"),
-        "a tensor": (torch.from_numpy(grey.copy()), r"Tensor torch\.uint8 \[28, 28\]"),
         "nothing": (None, "None"),
         "bytes": (b"PNG", "b'PNG'"),
     }.values():
-        with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array uint8"):
+        with pytest.raises(ValueError, match=rf"^Image 2 is {shown}, expected a file name, a Pillow image, or an array or"):
             classifier([grey, found])
     Image.effect_noise((60, 60), 50).save("whole.png")
     Path("short.png").write_bytes(Path("whole.png").read_bytes()[:1000])
@@ -86,7 +102,7 @@ def test_python_works_inside_a_hydra_program(models, drawings):
 
     with initialize_config_module("fsl_cli.configs", version_base="1.3"):
         mine = GlobalHydra.instance().hydra
-        assert isinstance(fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab"), Classifier)
+        assert isinstance(fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, ["a", "b"]), Classifier)
         assert GlobalHydra.instance().hydra is mine
         assert compose("train", overrides=["out=x"]).steps > 0
 

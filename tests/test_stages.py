@@ -47,6 +47,7 @@ def test_a_frozen_network_stays_as_it_came(monkeypatch: pytest.MonkeyPatch, capf
     capfd.readouterr()
     for more, said in (
         ("algo=maml", "pretrain_frozen = true, but algo=maml adapts the network itself."),
+        ("algo=mtl", "pretrain_frozen = true, but algo=mtl adapts the network itself."),
         ("algo=protonet", "pretrain_frozen = true leaves nothing to train."),
         ("pretrain=null", "pretrain_frozen = true, but pretrain = null names no network to keep."),
     ):
@@ -103,7 +104,7 @@ def test_the_first_stage_is_trained_in_the_same_command(monkeypatch: pytest.Monk
     capfd.readouterr()
     assert fsl(monkeypatch, "train", *words, stage, "out=whole") == 0
     assert "The first stage is finished" in capfd.readouterr().out
-    for name in ("last.pt", "result.json"):
+    for name in ("last.pt", "best.pt", "result.json"):
         (Path("whole") / name).unlink()
     assert fsl(monkeypatch, "train", *words, stage.replace("batch:16", "batch:8"), "out=whole") == 2
     assert "algo.batch = 8, but the checkpoint" in capfd.readouterr().err

@@ -19,7 +19,7 @@ from fsl_cli.classifier import Prediction
 from fsl_cli.config import build
 from fsl_cli.datasets.class_splits import listed
 from fsl_cli.datasets.packed import SPLITS, Packed
-from fsl_cli.datasets.texts import to_texts
+from fsl_cli.datasets.texts import read_labelled, to_texts
 from fsl_cli.episodes import EpisodeSampler
 from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.predict import table as table_of
@@ -278,11 +278,20 @@ def test_mistakes_with_texts_end_in_a_sentence(monkeypatch: Any, capfd: Any):
     assert "query = images is a folder" in message(monkeypatch, capfd, *ask, "support=own.csv", "query=images")
     Path("latin.csv").write_bytes(b"hello,gr\xfc\xdfe")
     Path("single.csv").write_text("hello\nbye")
-    for support, reason in (("latin", "is not a text in UTF-8 (byte 8). Save"), ("single", "line 1: 1 columns, expected two")):
+    Path("wide.csv").write_bytes("hello,a\nbye,b".encode("utf-16"))
+    Path("commas.csv").write_text("text,label\nis it raining, or not,weather\nplay jazz,music\n")
+    for support, reason in (
+        ("latin", "is not in UTF-8 (byte 8), expected"),
+        ("wide", "is in UTF-16, expected"),
+        ("single", "line 1: 1 columns, expected two"),
+        ("commas", "line 2: 3 columns, but the first line names 2. Put a text that has commas in double quotes."),
+    ):
         said = message(monkeypatch, capfd, *ask, f"support={support}.csv", "query=own.csv")
         assert said.startswith(f"support = {support}.csv") and reason in said
     said = message(monkeypatch, capfd, *ask, "support=own.csv", "query=latin.csv")
-    assert said.startswith("query = latin.csv is not a text in UTF-8")
+    assert said.startswith("query = latin.csv is not in UTF-8")
+    Path("blanks.csv").write_text("text,label\nhello,a,\nbye,b\n")  # as a spreadsheet may write it
+    assert [sentence.label for sentence in read_labelled(Path("blanks.csv"))] == ["a", "b"]
     long = "words " * 5_000
     Path("long.csv").write_text(f"text,label\nhello,a\n\n{long},b\n")
     Path("long.txt").write_text(f"hello\n\n{long}\n")

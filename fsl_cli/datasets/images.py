@@ -29,6 +29,8 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
+CHANNELS = (1, 3, 4)  # of an array that is a picture
+
 SUFFIXES: Set[str] = {
     *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
     *(".apng", ".dib", ".j2k", ".jpf", ".jpx", ".pbm", ".pcx", ".pnm", ".psd"),
@@ -102,10 +104,7 @@ def plain(image: Image.Image) -> Image.Image:
     """A picture upright as its EXIF says, transparency on white, in mode L or RGB."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would cut off what is brighter than 255
-        values = np.asarray(upright, dtype=np.float64)
-        most = values.max(initial=0, where=np.isfinite(values))
-        values = np.nan_to_num(values, nan=0.0, posinf=most, neginf=0.0)
-        upright = Image.fromarray(np.uint8(np.clip(values * _gain(values, upright.mode), 0, 255)))
+        upright = Image.fromarray(_bytes(np.asarray(upright)))
     if upright.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
     if upright.mode == "RGBA":
@@ -113,14 +112,17 @@ def plain(image: Image.Image) -> Image.Image:
     return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
 
 
-def _gain(values: np.ndarray, mode: str) -> float:
-    """What brings grey values deeper than 8 bits to 0-255: the range is told by the mode, or by the values themselves."""
-    most = values.max(initial=0)
-    if mode.startswith("I;16") or (mode == "I" and 255 < most <= 65535):
-        return 1 / 257
-    if mode.startswith("F") and most <= 1:
-        return 255
-    return 1 if most <= 255 else 255 / most
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """Pixels deeper than 8 bits scaled to uint8, from the narrowest common range that holds the brightest of them.
+
+    Types do not tell the range: 12 bits usually come as 16, and so do 8 after a computation. Floats may range from 0 to 1.
+    """
+    values = pixels.astype(np.float64)
+    most = values.max(initial=0, where=np.isfinite(values))
+    values = np.nan_to_num(values, nan=0.0, posinf=most, neginf=0.0)
+    ranges = ([1] if pixels.dtype.kind == "f" else []) + [2**bits - 1 for bits in (8, 12, 16)]
+    top = next((top for top in ranges if most <= top), most)
+    return np.clip(values * (255 / top), 0, 255).astype(np.uint8)
 
 
 def to_item(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
@@ -131,10 +133,14 @@ def to_item(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
 
 
 def as_image(image: object, number: int) -> Image.Image:
-    """An array `[H, W]` or `[H, W, C]`, or a Pillow image, as `plain` gives it."""
+    """An array `[H, W]`, `[H, W, C]` or `[C, H, W]`, or a Pillow image, as `plain` gives it."""
     found = image
-    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size:
-        with suppress(TypeError):  # Pillow has no mode for such numbers or channels
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size and image.dtype.kind in "buif":
+        if image.shape[0] in CHANNELS and image.shape[2:] and image.shape[2] not in CHANNELS:
+            image = np.moveaxis(image, 0, 2)
+        if image.dtype not in (np.bool_, np.uint8):
+            image = _bytes(image)
+        with suppress(TypeError):  # Pillow has no mode for so many channels
             found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     if isinstance(found, Image.Image) and 0 not in found.size:
         try:
@@ -142,8 +148,8 @@ def as_image(image: object, number: int) -> Image.Image:
         except BROKEN as error:  # of a file that Pillow opened, and reads only now
             raise _refusal(f"Image {number}", _reason("", error)) from error
     raise ValueError(
-        f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array uint8 [H, W], [H, W, 1], "
-        "[H, W, 3] or [H, W, 4] of values from 0 to 255. Convert it."
+        f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array or tensor [H, W], [H, W, C] or "
+        "[C, H, W] of 1, 3 or 4 channels, with values from 0 to 255, or floats from 0 to 1. Convert it."
     )
 
 

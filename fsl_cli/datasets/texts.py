@@ -1,5 +1,6 @@
 """Texts as items, and the csv files in which people keep them: what the data sets of texts and `fsl predict` share."""
 
+import codecs
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +166,13 @@ def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
         ) from error
     if not rows:
         raise ValueError(f"{path} is empty, expected lines of text,label.")
+    names = [cell.lower() for cell in rows[0][1]]
+    for line, cells in rows[1:] if "text" in names else ():
+        if any(cells[len(names) :]):  # a text whose commas part it would give its end to the next column
+            raise ValueError(
+                f"{path}, line {line}: {len(cells)} columns, but the first line names {len(names)}. Put a text that has commas "
+                "in double quotes."
+            )
     headed = rows[0][1][0].lower().startswith("text;")
     parted = all(len(cells) == 2 and ";" in cells[1] for _, cells in rows)  # by the commas in their texts
     if path.suffix.lower() != ".tsv" and len(rows) > 1 and (headed or parted):
@@ -176,7 +184,12 @@ def _decoded(path: Path, content: bytes | None) -> str:
     try:
         return (path.read_bytes() if content is None else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text in UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+        found = (
+            "in UTF-16"
+            if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            else f"not in UTF-8 (byte {error.start})"
+        )
+        raise ValueError(f"{path} is {found}, expected a text in UTF-8. Save it so.") from error
 
 
 def transcript(names: Sequence[str], texts: Sequence[Sequence[str]], shot: int, right: np.ndarray | None = None) -> str:
