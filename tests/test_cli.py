@@ -102,21 +102,21 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(algo: str, stop: 
 
 
 def test_a_run_killed_after_its_checkpoint_resumes_without_doubled_metrics(monkeypatch: pytest.MonkeyPatch):
-    assert trained(monkeypatch, "protonet", "whole") == 0
+    assert trained(monkeypatch, "protonet", "whole", "log_every=1") == 0
     step = train.train_step
 
     def dying(state: train.Run, *rest: Any) -> None:
         step(state, *rest)
-        if state.step == 5:
-            raise KeyboardInterrupt  # as a kill would: nothing of steps 4 and 5 is saved, but step 4 is in metrics.jsonl
+        if state.step == 6:
+            raise KeyboardInterrupt  # as a kill would: nothing of steps 5 and 6 is saved, but step 5 is in metrics.jsonl
 
     with monkeypatch.context() as patched:
         patched.setattr(train, "train_step", dying)
-        assert trained(monkeypatch, "protonet", "killed") == 130
-    assert checkpoint.load("killed/last.pt", "resume")["step"] == 3
+        assert trained(monkeypatch, "protonet", "killed", "log_every=1") == 130
+    assert checkpoint.load("killed/last.pt", "resume")["step"] == 4  # with best.pt
     with Path("killed/metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
-    assert trained(monkeypatch, "protonet", "killed", "resume=auto") == 0
+    assert trained(monkeypatch, "protonet", "killed", "log_every=1", "resume=auto") == 0
     assert metrics("killed") == metrics("whole")
     assert result("killed")["accuracy"] == result("whole")["accuracy"]
 
