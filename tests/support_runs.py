@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from conftest import fsl
 
-from fsl_cli import speed
-
 SMALL = [
     "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
     "task.queries=3", "episodes=8", "val_episodes=4", "eval_every=4", "checkpoint_every=3", "log_every=2", "device=cpu",
@@ -32,7 +30,6 @@ SMALL_TEXT = [
     "model.features=32", "model.buckets=500", "task.way=2", "task.train_way=2", "task.queries=3", "task.tasks=2", "episodes=8",
     "val_episodes=4", "device=cpu",
 ]  # fmt: skip
-FREE = speed.UNMEASURED
 TRAINING = [
     "dataset.train_classes=32", "dataset.val_classes=6", "dataset.test_classes=6", "model.filters=8", "task.tasks=2",
     "task.train_way=6", "task.queries=3", "episodes=10", "val_episodes=10", "device=cpu",

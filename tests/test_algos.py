@@ -28,13 +28,8 @@ def pairs(algos: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize(("algo", "model"), sorted(REFUSED))
 def test_what_does_not_go_together_is_refused_in_a_sentence(algo: str, model: str):
-    with pytest.raises(ValueError, match=r"^algo\.adapts = context, but the model has neither"):
+    with pytest.raises(ValueError, match=r"^algo\.adapts = context, but (the model has neither|a model of texts)"):
         make(algo, model)
-
-
-def test_the_folders_are_not_empty():
-    assert len(ALGOS) >= 6
-    assert len(MODELS) >= 2
 
 
 @pytest.mark.parametrize(("algo", "model"), pairs(ALGOS))

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import fsl
 from support_algos import ALGOS, gradients, make, training_batch
-from support_runs import FREE, TRAINING
+from support_runs import TRAINING
 
 from fsl_cli import speed
 from fsl_cli.algos.base import Algorithm, Batch, Outcome
+from fsl_cli.speed import UNMEASURED
 from fsl_cli.structures import map_tensors
 
 
@@ -78,7 +79,7 @@ def test_a_replayed_step_is_a_step_on_the_batch_that_is_given(name: str):
     torch.manual_seed(1)
     plain = make(name, "conv4").train()
     fast = copy.deepcopy(plain)
-    step = speed.step_function(fast, FREE, captured=True)
+    step = speed.step_function(fast, UNMEASURED, captured=True)
     outcomes = []
     for number in range(speed.WARM_UP + 3):
         torch.manual_seed(number)
@@ -104,7 +105,7 @@ def test_a_replayed_step_is_a_step_on_the_batch_that_is_given(name: str):
 def test_recomputed_steps_are_not_captured():
     algo = make("maml", "mlp", "algo.recompute=true")
     with pytest.raises(ValueError, match=r"algo\.recompute = true computes parts"):
-        speed.Stepper(algo, FREE, captured=True)
+        speed.Stepper(algo, UNMEASURED, captured=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -115,7 +116,7 @@ def test_a_captured_step_gives_the_same_gradients(algo: str):
     torch.manual_seed(1)
     plain = make(algo, "conv4").to(place).train()
     fast = copy.deepcopy(plain)
-    stepper = speed.Stepper(fast, FREE, captured=True)
+    stepper = speed.Stepper(fast, UNMEASURED, captured=True)
     for _ in range(speed.WARM_UP + 3):
         batch = training_batch(plain, 4)
         batch = map_tensors(batch, lambda tensor: tensor.to(place))

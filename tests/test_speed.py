@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import composed, fsl
 from support_algos import ALGOS, EPISODIC, blobs, gradients, make, training_batch
-from support_runs import FREE, TRAINING
+from support_runs import TRAINING
 
 from fsl_cli import checkpoint, device, speed, tuning
 from fsl_cli.algos.protonet import ProtoNet
@@ -22,6 +22,7 @@ from fsl_cli.episodes import TRAIN, EpisodeSampler
 from fsl_cli.errors import out_of_memory
 from fsl_cli.models.conv4 import Conv4
 from fsl_cli.scoring import score
+from fsl_cli.speed import UNMEASURED
 from fsl_cli.store import Ahead, Store
 
 
@@ -50,7 +51,7 @@ def test_measuring_leaves_the_algorithm_as_it_was(algo: str):
     before = {name: value.clone() for name, value in built.state_dict().items()}
     batch = training_batch(built, 4)
     chosen = tuning.measure(
-        built, batch, dict.fromkeys(FREE, "auto") | ({} if tuning.divisible(built, batch) else {"workers": 1})
+        built, batch, dict.fromkeys(UNMEASURED, "auto") | ({} if tuning.divisible(built, batch) else {"workers": 1})
     )
     assert chosen["task_chunk"] in (1, 2, 4)
     assert chosen["channels_last"] in (True, False)
@@ -68,7 +69,7 @@ def test_the_fastest_way_is_found_on_a_machine_that_slows_down(monkeypatch: pyte
         return cost and cost * 1.05 ** len(calls)
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
-    asked = FREE | {"threads": 1, "task_chunk": "auto"}
+    asked = UNMEASURED | {"threads": 1, "task_chunk": "auto"}
     chosen = tuning.measure(make("maml", "mlp"), blobs(16, 3, 2, 4), asked)
     assert chosen == asked | {"task_chunk": 4}
     assert calls.count(8) == calls.count(16) == 1  # out of the race, and out of memory
@@ -96,9 +97,9 @@ def test_what_was_chosen_is_kept_for_the_next_run_and_typed_numbers_win(tmp_path
     assert tuning.fastest(cfg, built, batch, kept) == kept
     typed = composed("algo=maml", "device=cpu", f"cache_dir={tmp_path}", "device.threads=null", "device.task_chunk=3",
                      "device.channels_last=true", "device.workers=2")  # fmt: skip
-    assert tuning.fastest(typed, built, batch, None) == FREE | {"workers": 2, "task_chunk": 3, "channels_last": True}
+    assert tuning.fastest(typed, built, batch, None) == UNMEASURED | {"workers": 2, "task_chunk": 3, "channels_last": True}
     short = composed("algo=maml", "steps=5", "task.tasks=7", f"cache_dir={tmp_path}", "device=cpu")
-    assert tuning.fastest(short, built, batch, None) == FREE | {"task_chunk": 4}
+    assert tuning.fastest(short, built, batch, None) == UNMEASURED | {"task_chunk": 4}
     assert len(calls) == 3
 
 
@@ -107,7 +108,7 @@ def test_a_step_that_changes_in_training_is_neither_replayed_nor_compiled(key: s
     with pytest.raises(
         ValueError, match=rf"device\.{key} = true, but a step of this algorithm changes .* set algo\.multi_step=0\.$"
     ):
-        speed.Stepper(make("mamlpp", "mlp"), FREE, **{way: True})
+        speed.Stepper(make("mamlpp", "mlp"), UNMEASURED, **{way: True})
 
 
 @pytest.mark.parametrize(("algo", "chunk"), [("maml", None), ("protonet", None), ("protonet", 1)])
@@ -122,7 +123,7 @@ def test_a_compiled_step_is_traced_once_for_the_whole_training(algo: str, chunk:
     fast = make(algo, "mlp").train()
     plain = copy.deepcopy(fast)
     plain.task_chunk = chunk
-    stepper = speed.Stepper(fast, FREE | {"task_chunk": chunk}, compiled=True)
+    stepper = speed.Stepper(fast, UNMEASURED | {"task_chunk": chunk}, compiled=True)
     for step in range(3):
         fast.progress = plain.progress = step / 3
         batch = training_batch(plain, 4)
@@ -184,7 +185,7 @@ def test_out_of_memory_halves_the_chunk_and_says_so_once(caplog: pytest.LogCaptu
     loss = algo.loss
     algo.loss = hungry(loss, 2)
     with caplog.at_level(logging.INFO):
-        stepper = speed.Stepper(algo, FREE | {"task_chunk": 8})
+        stepper = speed.Stepper(algo, UNMEASURED | {"task_chunk": 8})
         stepper(batch)
         assert algo.task_chunk == stepper.fastest["task_chunk"] == 2
         for name, value in gradients(plain).items():
@@ -220,8 +221,8 @@ def test_out_of_memory_halves_the_episodes_that_are_scored_at_once(caplog: pytes
 
 
 def test_what_was_fastest_on_another_device_is_measured_again():
-    content = {"config": "device: {name: cuda}", "fastest": FREE}
-    assert checkpoint.fastest(content, torch.device("cuda")) == FREE
+    content = {"config": "device: {name: cuda}", "fastest": UNMEASURED}
+    assert checkpoint.fastest(content, torch.device("cuda")) == UNMEASURED
     assert checkpoint.fastest(content, torch.device("cpu")) is None
 
 
@@ -314,6 +315,6 @@ def test_a_compiled_step_gives_the_same_gradients(algo: str):
     fast = copy.deepcopy(plain)
     batch = training_batch(plain, 4)
     plain.backward(batch)
-    speed.Stepper(fast, FREE, compiled=True)(batch)
+    speed.Stepper(fast, UNMEASURED, compiled=True)(batch)
     for name, value in gradients(plain).items():
         torch.testing.assert_close(gradients(fast)[name], value, rtol=1e-7, atol=1e-10)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import composed, fsl
 from support_algos import ALGOS, SHAPE, blobs, gradients, make, training_batch
-from support_runs import FREE, TRAINING
+from support_runs import TRAINING
 from torch.nn import functional
 
 from fsl_cli import device, speed, tuning
 from fsl_cli.algos.maml import MAML
 from fsl_cli.models.mlp import MLP
+from fsl_cli.speed import UNMEASURED
 from fsl_cli.structures import map_tensors
 
 
@@ -24,12 +25,12 @@ def test_workers_change_neither_gradients_nor_buffers(algo: str):
     shared, again = copy.deepcopy(alone), copy.deepcopy(alone)
     batch = training_batch(alone, 5)  # parts of three and two tasks
     expected = alone.backward(batch)
-    stepper = speed.Stepper(shared, FREE | {"workers": 2, "task_chunk": 2})
+    stepper = speed.Stepper(shared, UNMEASURED | {"workers": 2, "task_chunk": 2})
     found = stepper(batch)
     first = {name: value.clone() for name, value in gradients(shared).items()}
     assert first.keys() == gradients(alone).keys()
     torch.testing.assert_close(found, expected)
-    speed.Stepper(again, FREE | {"workers": 2, "task_chunk": 2})(batch)
+    speed.Stepper(again, UNMEASURED | {"workers": 2, "task_chunk": 2})(batch)
     assert all(gradients(again)[name].equal(value) for name, value in first.items())  # bit by bit
     for name, value in gradients(alone).items():
         torch.testing.assert_close(first[name], value, rtol=1e-8, atol=1e-11)
@@ -52,7 +53,7 @@ def test_workers_compute_in_bfloat16_with_the_weights_that_they_are_given():
     batch = map_tensors(training_batch(algo, 4), torch.Tensor.float)
     shared = copy.deepcopy(algo)
     algo.task_chunk = 2  # as many as a worker has: rounding this coarse depends on the number that is mapped
-    stepper = speed.Stepper(shared, FREE | {"workers": 2})
+    stepper = speed.Stepper(shared, UNMEASURED | {"workers": 2})
     with torch.no_grad():
         for built in (algo, shared):
             for parameter in built.parameters():
@@ -73,9 +74,9 @@ class Dropping(MLP):
 def test_workers_do_not_draw_at_random_in_any_order():
     algo = MAML(Dropping(SHAPE, [8]), 3, 0.1, 1, 1, False, "all").double().train()
     batch = blobs(4, 3, 2, 4)
-    assert tuning.measure(algo, batch, FREE | {"workers": "auto"})["workers"] == 1
+    assert tuning.measure(algo, batch, UNMEASURED | {"workers": "auto"})["workers"] == 1
     with pytest.raises(ValueError, match=r"device\.workers = 2, but this network drops values at random in training"):
-        speed.Stepper(algo, FREE | {"workers": 2})(batch)
+        speed.Stepper(algo, UNMEASURED | {"workers": 2})(batch)
 
 
 @pytest.mark.usefixtures("workplace")
