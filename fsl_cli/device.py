@@ -1,4 +1,4 @@
-"""The device that a run uses, its precision, its threads, and how much memory there is for the data."""
+"""The device of a run, its precision and threads, and how much of its memory the data may use."""
 
 import ctypes
 import functools
@@ -22,9 +22,9 @@ GIB = 2**30
 def choose(name: str, threads: int | None = None) -> torch.device:
     """The device called `auto`, `cpu`, `cuda` or `cuda:N`; `threads` limits the CPU threads of this process (None: all).
 
-    Of several processes on one machine each takes the CUDA device of its own number.
+    Of several processes on one machine, each takes the CUDA device of its local rank.
     """
-    torch.set_num_threads(threads or _all_threads())  # an earlier job of a sweep may have left fewer
+    torch.set_num_threads(threads or _all_threads())  # an earlier job of a sweep may have set fewer
     _keep_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,18 +43,18 @@ def choose(name: str, threads: int | None = None) -> torch.device:
             f"device.name = {device}, but torch finds {torch.cuda.device_count()} CUDA devices here, numbered from 0."
         )
     if device.index is not None:
-        torch.cuda.set_device(device)  # streams, graphs and clocks are those of the current device
+        torch.cuda.set_device(device)  # streams, graphs and events use the current device
     return device
 
 
 @functools.cache
 def _all_threads() -> int:
-    """The CPU threads that this process came with, as its first job finds them."""
+    """The CPU threads that this process started with."""
     return torch.get_num_threads()
 
 
 def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Algorithm:
-    """Moves an algorithm to the device, with the arithmetic asked for."""
+    """Moves an algorithm to the device, and sets its precision."""
     algo.precision = arithmetic(place, precision)
     if algo.precision == "bf16":
         for module in algo.modules():
@@ -64,7 +64,7 @@ def settle(algo: Algorithm, place: torch.device, precision: str = "auto") -> Alg
 
 
 def arithmetic(place: torch.device, precision: str) -> str:
-    """Lets torch compute on the device with one precision; returns which, where `auto` leaves it open."""
+    """Sets the precision of torch on the device, and returns it; `auto` is resolved."""
     cuda = place.type == "cuda"
     if precision == "auto":
         precision = "tf32" if cuda else "fp32"
@@ -72,35 +72,35 @@ def arithmetic(place: torch.device, precision: str) -> str:
         raise ValueError("device.precision = tf32, but only CUDA devices have it. Use fp32 or bf16 on a CPU.")
     if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"device.precision = bf16, but {torch.cuda.get_device_name(place)} has no bfloat16. Use tf32 or fp32.")
-    torch.backends.cudnn.deterministic = True  # as far as there are such kernels
+    torch.backends.cudnn.deterministic = True  # where deterministic kernels exist
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return precision
 
 
 def _autocast(model: Embedding, place: torch.device) -> None:
-    """Computes embeddings in bfloat16 and hands them on in float32: heads, losses and inner updates keep their precision."""
+    """Computes embeddings in bfloat16 and returns them in float32: heads, losses and inner updates stay in float32."""
 
     def forward(self: Embedding, inputs: Tensor) -> Tensor:
-        # Without its cache: cached casts of one inner step would be taken for those of the next, and cannot be captured.
+        # No cache: casts of one inner step would be reused in the next, and a CUDA graph cannot capture cached ones.
         with torch.autocast(place.type, torch.bfloat16, cache_enabled=False):
             outputs = type(self).forward(self, inputs)
         return outputs.float()
 
-    model.forward = MethodType(forward, model)  # a method, so that a copy of the model runs the copy
+    model.forward = MethodType(forward, model)  # a bound method, so that deep copies use their own weights
 
 
 def data_budget(place: torch.device, gib: float | None) -> int:
-    """Bytes that the items of a data set may take on the device: `gib`, or half of what is free there."""
+    """How many bytes of a data set may be kept on the device: `gib` GiB, or half of the free memory."""
     if gib is not None:
         return int(gib * GIB)
     if place.type == "cuda":
-        torch.cuda.empty_cache()  # what a first stage, or another job of a sweep, has left
+        torch.cuda.empty_cache()  # left by a first stage or an earlier job of a sweep
         return torch.cuda.mem_get_info(place)[0] // 2
-    return _available() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process has them
+    return _available() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process keeps its own copy
 
 
 def _available() -> int:
-    """Bytes of memory that this process may still take: of the machine, or of what a container or a Slurm job may use of it."""
+    """Bytes of memory still available to this process, within the limits of a container or a Slurm job."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -119,16 +119,16 @@ def _group() -> Path:
 
 
 def left(group: Path) -> Iterator[int]:
-    """Of a control group (a container, a Slurm job) and of those around it, the bytes that may still be used, where limited."""
+    """The bytes still available in a control group (a container, a Slurm job) and in each parent, where there is a limit."""
     for folder in (group, *group.parents):
         with suppress(OSError, ValueError, KeyError):  # "max": no limit
             most, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
             cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())["inactive_file"]
-            yield most - used + int(cached)  # what is cached of files is given up when it is needed
+            yield most - used + int(cached)  # the page cache is freed when memory is needed
 
 
 def _keep_memory() -> None:
-    """Lets glibc keep freed memory: it hands large blocks back at once, and paging them in again took 40 % of a CPU step."""
+    """Makes glibc keep freed memory: returning large blocks and paging them in again took 40 % of a step on a CPU."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

@@ -21,11 +21,11 @@ from fsl_cli.algos.base import Algorithm, Outcome
 from fsl_cli.errors import RunError
 from fsl_cli.overrides import typed
 
-TIMEOUT = timedelta(minutes=10)  # a process that is not heard of for so long is taken for dead
-LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of every process that torchrun has started
-OURS = "fsl"  # its value where it was `launch`
-GRACE_S = 5.0  # before other processes say why they fail: if process 0 failed too, it ends them within that time
-POLL_S = 1.0  # between two looks whether a process is to stop
+TIMEOUT = timedelta(minutes=10)  # without a sign of life, after which a process counts as dead
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # an environment variable that torchrun sets in its processes
+OURS = "fsl"  # its value in the processes of `launch`
+GRACE_S = 5.0  # before another process reports its error: if process 0 fails too, it reports, and ends them meanwhile
+POLL_S = 1.0  # between two checks whether a process wants to stop
 
 Made = TypeVar("Made")
 
@@ -36,13 +36,13 @@ def launched() -> bool:
 
 
 def join(device: torch.device) -> None:
-    """Joins the processes that torchrun has started; the first call of a process does it for all jobs of a sweep."""
+    """Joins the processes that torchrun has started; the first call does so for all jobs of a sweep."""
     if launched() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:
-    """Ends the exchange with the other processes, after a run that came to its end."""
+    """Leaves the process group after a finished run."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -55,7 +55,7 @@ def rank() -> int:
 
 
 def speaks() -> bool:
-    """Whether this process tells the user what all of them find."""
+    """Whether this process prints messages that all processes would print."""
     return rank() == 0 and os.environ.get(LAUNCHED) != OURS
 
 
@@ -65,12 +65,12 @@ def world() -> int:
 
 
 def part(count: int) -> slice:
-    """What falls to this process of `count` things in a row; the sizes of the parts differ by one at most."""
+    """This process's slice of `count` things; the sizes of the slices differ by one at most."""
     return slice(rank() * count // world(), (rank() + 1) * count // world())
 
 
 def quiet(overrides: list[str]) -> list[str]:
-    """What the user typed, completed so that only process 0 writes: the others have no run folder, and say why they fail."""
+    """The overrides of this process: those other than 0 get no run folder, and only report their errors."""
     if rank() == 0:
         return overrides
     folder = tempfile.gettempdir()
@@ -83,7 +83,7 @@ def quiet(overrides: list[str]) -> list[str]:
 
 
 def processes_asked(overrides: list[str]) -> int | None:
-    """How many processes the user asks this one to start, by `device=ddp`; None if this one is to do the work."""
+    """How many processes `device=ddp` asks this one to start; None if this process is to do the work itself."""
     words = typed(overrides)
     looks = {"--cfg", "-c", "--help", "-h", "--info", "-i"} & set(overrides)
     if launched() or looks:
@@ -110,18 +110,18 @@ def processes_asked(overrides: list[str]) -> int | None:
 
 
 def launch(processes: int, command: str, overrides: list[str]) -> int:
-    """Runs a command in `processes` processes on this machine; returns the exit code of the first one that failed."""
+    """Runs a command in several processes on this machine; returns 0, or the exit code of the first one that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # else each takes all cores
-    # A step may take long on a CPU; on a GPU none does, and what waits there for a process that died is not told so.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # else each would use all
+    # How long the others may wait for a dead process: on a CPU a step may take long, and on a GPU nothing interrupts a wait.
     gpus = torch.cuda.is_available() and typed(overrides).get("device.name") != "cpu"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(60 if gpus else TIMEOUT.seconds))
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes report their own errors
     config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=OURS, max_restarts=0)
     try:
         elastic_launch(config, sys.executable)("-m", "fsl_cli", command, *overrides)
@@ -135,7 +135,7 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except SignalException as error:  # it has told the processes, and waited for them
+    except SignalException as error:  # the processes got the signal, and have ended
         return 128 + error.sigval
     return 0
 
@@ -177,7 +177,7 @@ def average(algo: Algorithm, outcome: Outcome, share: float) -> Outcome:
 
 
 def gather(mine: Any) -> list[Any]:
-    """What every process holds, in their order, in every process."""
+    """The values of all processes, by rank, in every process."""
     if world() == 1:
         return [mine]
     everyone: list[Any] = [None] * world()
@@ -192,7 +192,7 @@ def from_first(value: Any) -> Any:
 
 
 def all_or_none(make: Callable[[], Made]) -> Made:
-    """What `make` gives; what one process refuses, all refuse, so that none waits for another."""
+    """The result of `make`; if it raises ValueError in one process, all raise it, so that none waits for another."""
     if world() == 1:
         return make()
     made = said = None
@@ -202,18 +202,18 @@ def all_or_none(make: Callable[[], Made]) -> Made:
         said = str(error)
     for refusal in filter(None, gather(said)):
         raise ValueError(refusal)
-    return made  # pyright: ignore[reportReturnType] - it was made
+    return made  # pyright: ignore[reportReturnType] - set, since nothing was raised
 
 
 class Stopping:
-    """The wish to stop: several processes look about once a second whether one of them has it, all at the same step."""
+    """Lets all processes stop at the same step: about once a second they check whether one of them has got a signal."""
 
     def __init__(self) -> None:
-        self.since, self.steps = time.monotonic(), 0  # since they looked
-        self.wait = 1  # steps until they look again
+        self.since, self.steps = time.monotonic(), 0  # since the last check
+        self.wait = 1  # steps until the next check
 
     def __call__(self, wish: int | None) -> int | None:
-        """After every step: the signal to stop at, if any process was sent one."""
+        """To be called after every step; the signal, if any process has got one."""
         if world() == 1:
             return wish
         self.steps += 1
@@ -227,7 +227,7 @@ class Stopping:
 
 
 class OtherProcess(logging.StreamHandler):
-    """Says why a process other than 0 fails, after a pause, so that what all of them refuse is said once: by process 0."""
+    """Reports the error of a process other than 0, after a pause, so that an error of all is reported once, by process 0."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes to stderr."""
@@ -238,11 +238,11 @@ class OtherProcess(logging.StreamHandler):
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """A failing exchange means that another process has ended: its own message says why."""
+    """Turns a failed exchange into an error that points to the process that has ended, whose own message says why."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0][:120]  # without the place in the library's source
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0][:120]  # without the location in torch's source
         raise RunError(
             f"Process {rank()} of {world()} lost another process of the run ({reason}). "
             "Its own message says why; last.pt is from before: go on with resume."

@@ -14,16 +14,16 @@ from fsl_cli.workers import Workers
 
 log = logging.getLogger(__name__)
 
-Choice = dict[str, Any]  # threads and task_chunk, where None means all, workers, and channels_last
+Choice = dict[str, Any]  # threads and task_chunk (None: all), workers, channels_last
 UNMEASURED: Choice = {"threads": None, "workers": 1, "task_chunk": None, "channels_last": False}
 
-SCORED, SCORED_CUDA, SCORED_VALUES = 8, 32, 250  # tasks mapped at once in scoring, at most; networks of regression are small
-ADAPTED = 2**25  # weights that evaluation adapts at once: an optimizer and the gradients take a few times their memory
-WARM_UP = 3  # steps before a CUDA graph is captured, so that every library has chosen its kernels
+SCORED, SCORED_CUDA, SCORED_VALUES = 8, 32, 250  # most tasks mapped at once in scoring: CPU, CUDA, regression
+ADAPTED = 2**25  # most weights adapted at once in evaluation; gradients and optimizer take several times their memory
+WARM_UP = 3  # steps before the capture of a CUDA graph, in which libraries choose their kernels
 
 
 class Stepper:
-    """Runs `algo.backward`. Out of memory, it halves the chunk and runs the step again."""
+    """Runs `algo.backward`; out of memory, it halves the chunk and repeats the step."""
 
     def __init__(self, algo: Algorithm, fastest: Choice, compiled: bool = False, captured: bool = False) -> None:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
@@ -50,9 +50,9 @@ class Stepper:
             except RuntimeError as error:
                 if not (out_of_memory(error) and self._can_halve(batch)):
                     raise
-                reset(self.algo, {})  # a step changes buffers only when it is through
+                reset(self.algo, {})  # buffers need no reset: a step changes them only at its end
                 self.algo.task_chunk = max(1, min(self.algo.task_chunk or tasks(batch), tasks(batch)) // 2)
-                self.fastest["task_chunk"] = self.algo.task_chunk  # checkpoints keep it
+                self.fastest["task_chunk"] = self.algo.task_chunk  # for the checkpoints
                 log.info(f"Out of memory: device.task_chunk is {self.algo.task_chunk} from here on.")
             self.backward = step_function(self.algo, self.fastest, self.captured)
             if torch.cuda.is_available():
@@ -63,17 +63,17 @@ class Stepper:
 
 
 class Capture:
-    """`algo.backward` as a CUDA graph: one launch in place of thousands, each of which costs more than its arithmetic."""
+    """`algo.backward` as a CUDA graph: a single launch replaces thousands, which would take longer than the arithmetic."""
 
     def __init__(self, algo: Algorithm) -> None:
         refuse_capture(algo)
         self.algo, self.calls = algo, 0
-        self.stream = torch.cuda.Stream()  # of the steps before the capture and of the capture itself
+        self.stream = torch.cuda.Stream()  # for the warm-up steps and the capture
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch) -> Outcome:
         self.calls += 1
-        if self.calls <= WARM_UP:  # true steps, only on a stream of their own, as capturing asks
+        if self.calls <= WARM_UP:  # real steps, but on the side stream that a capture requires
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 outcome = self.algo.backward(batch)
@@ -95,9 +95,9 @@ class Capture:
         return Outcome(*(value.clone() for value in self.outcome))
 
     def _record(self, batch: Batch) -> None:
-        self.batch = map_tensors(batch, torch.clone)  # the graph reads from here
+        self.batch = map_tensors(batch, torch.clone)  # the memory that the graph reads
         for parameter in self.algo.parameters():
-            parameter.grad = None  # so that the graph sets its gradients and does not add to old ones
+            parameter.grad = None  # so that the graph sets the gradients and does not accumulate
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outcome = self.algo.backward(self.batch)
@@ -106,7 +106,7 @@ class Capture:
 
 
 def refuse_capture(algo: Algorithm) -> None:
-    """Refuses an algorithm, or a device, whose steps no CUDA graph can replay."""
+    """Refuses an algorithm or a device for which a CUDA graph is impossible."""
     refuse_changing(algo, "graph")
     if algo.recompute:
         raise ValueError(
@@ -118,7 +118,7 @@ def refuse_capture(algo: Algorithm) -> None:
 
 
 def refuse_changing(algo: Algorithm, key: str) -> None:
-    """Refuses `device.KEY=true` for an algorithm whose steps depend on more than their batches."""
+    """Refuses `device.KEY=true` for an algorithm whose steps change during training."""
     if changing := changes(algo):
         raise ValueError(
             f"device.{key} = true, but a step of this algorithm changes in the course of the training. Leave it false, or set "
@@ -127,19 +127,19 @@ def refuse_changing(algo: Algorithm, key: str) -> None:
 
 
 def changes(algo: Algorithm) -> tuple[str, ...]:
-    """The options in use by which a step depends on more than its batch."""
+    """The options in use that make steps change during training."""
     return (*algo.spans, *(["hard_tasks"] if algo.hard_tasks else []))
 
 
 def step_function(algo: Algorithm, choice: Choice, captured: bool = False) -> Callable[[Batch], Outcome]:
-    """What adds the gradient of a meta-batch: the algorithm's own `backward`, its CUDA graph, or threads that share it out."""
+    """The function that accumulates the gradient of a batch: the algorithm's `backward`, its CUDA graph, or worker threads."""
     if captured:
         return Capture(algo)
     return Workers(algo, choice["workers"]) if choice["workers"] > 1 else algo.backward
 
 
 def use(algo: Algorithm, choice: Choice) -> None:
-    """Lets training steps, and for what it says of them evaluations, be computed in one way."""
+    """Applies a Choice to `algo`: chunk sizes of training and evaluation, CPU threads, memory layout."""
     algo.task_chunk = choice["task_chunk"]
     cuda = next(algo.parameters()).is_cuda
     most = SCORED_VALUES if algo.regression else SCORED_CUDA if cuda else min(SCORED, choice["task_chunk"] or SCORED)
@@ -149,18 +149,18 @@ def use(algo: Algorithm, choice: Choice) -> None:
 
 
 def at_once(algo: Algorithm, most: int) -> int:
-    """How many episodes to adapt to at once in evaluation: `most`, or fewer if each adapts a copy of a large network."""
+    """How many episodes evaluation adapts at once: `most`, or fewer if each adapts a copy of a large network."""
     weights = 0 if algo.bulk else sum(parameter.numel() for parameter in algo.parameters())
     return max(1, min(most, ADAPTED // max(1, weights)))
 
 
 def tasks(batch: Batch) -> int:
-    """The tasks of a meta-batch; a pre-training batch is one."""
+    """The number of tasks in a meta-batch; a pre-training batch counts as one."""
     return len(batch.support.targets) if isinstance(batch, Episode) else 1
 
 
 def reset(algo: Algorithm, buffers: dict[str, torch.Tensor]) -> None:
-    """Undoes what an unfinished or a trial step has left behind."""
+    """Clears what an unfinished or trial step has left: gradients and gathered statistics; restores `buffers`."""
     algo.zero_grad()
     algo.forget()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a training starts from, and `pretrain=train`: a first stage whose network it starts from, in the same command."""
+"""The initial state of a training, and `pretrain=train`: a first stage that trains the network it starts from."""
 
 import json
 import logging
@@ -23,18 +23,18 @@ from fsl_cli.state import Run
 
 log = logging.getLogger(__name__)
 
-# Of what is typed for a run, what its first stage takes over; the model is taken as it came to be.
+# Typed options that also apply to the first stage; its model is copied as composed.
 SHARED = ("dataset", "task", "device", "seed", "data_dir", "cache_dir", "episodes", "val_episodes", "train_on_val")
 
 
 class Job(NamedTuple):
-    """A training as it was asked for."""
+    """A training as requested: the run of this command, or its first stage."""
 
-    choices: dict[str, str]  # what was chosen of each group, and the seed
-    overrides: list[str]  # what it was composed with
-    relaunch: list[str]  # what starts the whole again: the same, but for a first stage
+    choices: dict[str, str]  # the option chosen in each config group, and the seed
+    overrides: list[str]  # the overrides it was composed with
+    relaunch: list[str]  # the overrides of the whole command; they differ for a first stage
     folder: Path
-    again: str  # the command that goes on with it
+    again: str  # the command that resumes it
 
 
 def current_job(cfg: DictConfig) -> Job:
@@ -43,7 +43,7 @@ def current_job(cfg: DictConfig) -> Job:
     refuse_unread(cfg.algo, typed(hydra.overrides.task), training=True)
     folder = parallel.from_first(run_folder())
     choices = {**hydra.runtime.choices, "seed": str(cfg.seed)}
-    # So that options of the user's own are found when the run goes on from its checkpoint alone.
+    # Kept in the checkpoint, so that a resumed run finds the user's own configs.
     own = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
     again = shlex.join(["fsl", "train", f"resume={folder / 'last.pt'}"])
     if hydra.mode == RunMode.MULTIRUN:
@@ -53,9 +53,9 @@ def current_job(cfg: DictConfig) -> Job:
 
 
 def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, Job], float]) -> str | None:
-    """The checkpoint whose network a new training starts from, or None; trained now by `run` if `pretrain=train`.
+    """The checkpoint whose network a new training starts from, or None; with `pretrain=train`, `run` trains it now.
 
-    A first stage lies in the sub-folder `pretrain`. If it is finished it is taken as it is, else it goes on where it stopped.
+    The first stage has the sub-folder `pretrain`. A finished one is reused, and one that was stopped is resumed.
     """
     if cfg.pretrain_with is not None and not (cfg.pretrain == "train" and isinstance(cfg.pretrain_with, DictConfig)):
         raise ValueError(
@@ -63,7 +63,7 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
             "pretrain=train. Write it so, or leave it out."
         )
     if cfg.pretrain != "train":
-        if "pretrain_algo" in typed(job.overrides):  # else it is of a recipe
+        if "pretrain_algo" in typed(job.overrides):  # otherwise a recipe set it
             raise ValueError(
                 f"pretrain_algo = {cfg.pretrain_algo}, but pretrain = {cfg.pretrain or 'null'} trains no first stage. Set "
                 "pretrain=train, or leave it out."
@@ -83,14 +83,14 @@ def pretrained_checkpoint(cfg: DictConfig, job: Job, run: Callable[[DictConfig, 
         return str(folder / "best.pt")
     if parallel.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()  # the stages may be fastest with different numbers
+    threads = torch.get_num_threads()  # each stage tunes its own number
     run(stage, first)
     torch.set_num_threads(threads)
     return str(folder / "best.pt")
 
 
 def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.device, name: str) -> Run:
-    """Builds model, algorithm (called `name`), optimizer and schedule with the initial weights of `seed`."""
+    """Builds the model, the algorithm `name`, the optimizer and the schedule, with initial weights drawn from `seed`."""
     if isinstance(data, Drawn) and not getattr(arguments(cfg.algo, "algo")[0], "regresses", False):
         raise ValueError(f"algo={name} tells classes apart, but dataset={data.name} has values to predict. Choose algo=maml.")
     torch.manual_seed(cfg.seed)
@@ -114,7 +114,7 @@ def assemble(cfg: DictConfig, data: Packed | Drawn, classes: int, place: torch.d
 
 
 def start_from(algo: Algorithm, path: str | None, cfg: DictConfig, name: str) -> list[str]:
-    """Gives `algo` (called `name`) the network of a checkpoint, if any; returns the names of the classes it was trained on."""
+    """Loads the network of the checkpoint `path`, if any, into `algo`; returns the names of the classes it was trained on."""
     if path is None:
         if algo.wants_pretrained:
             raise ValueError(

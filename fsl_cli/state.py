@@ -1,4 +1,4 @@
-"""What changes in the course of a training run, and goes into its checkpoints."""
+"""The state of a training run, which its checkpoints store."""
 
 import logging
 import math
@@ -17,12 +17,12 @@ from fsl_cli.errors import RunError
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT = 10  # steps in a row without a finite gradient after which a run has diverged
+LEFT_OUT = 10  # consecutive steps without a finite gradient after which a run counts as diverged
 
 
 @dataclass
 class Run:
-    """All that changes in the course of a run, and nothing else: what a checkpoint brings back."""
+    """Everything that changes during a run, and nothing else: what a checkpoint restores."""
 
     algo: Algorithm
     optimizer: Optimizer
@@ -30,19 +30,19 @@ class Run:
     step: int = 0
     best: float = math.nan  # validation accuracy, or mean squared error; NaN before the first validation
     best_step: int = 0
-    misses: int = 0  # validations since then
-    left_out: int = 0  # steps in a row until now, for a gradient that is not finite
-    seconds: float = 0.0  # in training steps, over all processes of the run
-    wall: float = 0.0  # seconds in all
-    failures: list[int] = field(default_factory=list)  # classes that hard tasks come back to
+    misses: int = 0  # validations since the best one
+    left_out: int = 0  # consecutive steps skipped until now because the gradient was not finite
+    seconds: float = 0.0  # spent in training steps, resumed processes included
+    wall: float = 0.0  # seconds in total
+    failures: list[int] = field(default_factory=list)  # classes that hard tasks draw from
     window: list[list[Tensor]] = field(default_factory=list)  # loss, measure, gradient norm of the steps since the last log
 
     def done(self, steps: int, early_stop: int | None) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return self.step >= steps or (early_stop is not None and self.misses >= early_stop)
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """The content of a checkpoint."""
         numbers = {name: getattr(self, name) for name in ("best", "best_step", "misses", "left_out", "seconds", "wall")}
         return {
             "step": self.step,
@@ -53,7 +53,7 @@ class Run:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Puts it where the checkpoint stands."""
+        """Restores the state that `content` returned."""
         checkpoint.load_weights(self.algo, content, "resume")
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
@@ -63,7 +63,7 @@ class Run:
         self.window = [[torch.tensor(value) for value in row] for row in self.window]
 
     def leave_out(self) -> None:
-        """Says that the step was left out, and counts it; too many in a row end the run."""
+        """Logs and counts a skipped step; too many in a row end the run."""
         log.info(f"Step {self.step} is left out: its gradient in bfloat16 is not finite.")
         self.left_out += 1
         if self.left_out == LEFT_OUT:
@@ -73,14 +73,14 @@ class Run:
             )
 
     def _rows(self) -> list[list[float]]:
-        """The window as numbers: in one copy, for each of them waits for a GPU."""
+        """The window as numbers, read in a single copy, because every copy from a GPU waits for it."""
         if not self.window:
             return []
-        place = self.window[-1][0].device  # the rows of a checkpoint are on the CPU
+        place = self.window[-1][0].device  # rows restored from a checkpoint are on the CPU
         return torch.stack([torch.stack([value.to(place) for value in row]) for row in self.window]).tolist()
 
     def settled(self) -> list[list[float]]:
-        """The window as numbers; one that is not finite ends the run."""
+        """The window as numbers; a value that is not finite ends the run."""
         rows = self._rows()
         for number, (loss, _, norm) in enumerate(rows, start=self.step - len(rows) + 1):
             if not np.isfinite([loss, norm]).all():

@@ -1,4 +1,4 @@
-"""`fsl train`: compose, build, meta-train, validate, test. The loop stands in `run`, from top to bottom."""
+"""`fsl train`: compose, build, meta-train, validate, test. `run` is the whole loop, from top to bottom."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ from fsl_cli.tracking import Tracker
 log = logging.getLogger(__name__)
 prepare = resume.prepare
 
-EPISODE_SEED = 0  # of validation and test, whatever the run's seed: evaluate.yaml's default
+EPISODE_SEED = 0  # for validation and test, independent of the run's seed; the default of evaluate.yaml
 
 register()
 
@@ -47,13 +47,13 @@ def main(cfg: DictConfig) -> float:
 
 
 def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
-    """Trains a `job` (None: that of the command) from where its checkpoint says, keeps the best by validation, tests it once."""
+    """Trains a `job` (None: the current command) from its last checkpoint, keeps the best by validation, and tests it once."""
     began = time.perf_counter()
     check(cfg)
     place = device.choose(cfg.device.name)
-    cfg.device.name = place.type  # the checkpoint says where its steps were measured
+    cfg.device.name = place.type  # checkpoints record on which device the step was tuned
     parallel.join(place)
-    chief = parallel.rank() == 0  # of several processes, the one that writes
+    chief = parallel.rank() == 0  # the only process that writes
     job = job or stages.current_job(cfg)
     folder, choices = job.folder, job.choices
     content = resume.source(cfg.resume, folder)
@@ -81,7 +81,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     began -= state.wall
     feed = training_store(state.algo, store, sampler, cfg.steps, budget)
     batches = partial(training_batch, feed, sampler, state, classes=classes)
-    # A copy to a GPU waits until that is idle: the next batch is drawn meanwhile, unless it follows from this one's failures.
+    # A thread prepares the next batch while the device computes, unless that batch depends on this step's failures.
     ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
     batches = Ahead(batches) if ahead else batches
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), checkpoint.fastest(content, place))
@@ -110,7 +110,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
 
     stopping = parallel.Stopping()
     with parallel.all_or_none(lambda: Tracker(folder, state.step, cfg.steps, silent=not chief)) as tracker:
-        if chief:  # after the tracker has made sure that no other process works in the folder
+        if chief:  # after the tracker has locked the folder
             used = OmegaConf.merge(cfg, {"device": stepper.fastest})
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(used, resolve=True), encoding="utf-8")
             if not state.done(cfg.steps, cfg.early_stop):
@@ -143,9 +143,9 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     """One outer step."""
     start = time.perf_counter()
     batch = batches(state.step)
-    mine = (cfg.seed, TRAIN, state.step, *([parallel.rank()] if parallel.rank() else []))  # other tasks drop other values
+    mine = (cfg.seed, TRAIN, state.step, *([parallel.rank()] if parallel.rank() else []))  # each process draws its own dropout
     key = np.random.SeedSequence(mine).generate_state(1, np.uint64)
-    torch.manual_seed(int(key[0]) >> 1)  # dropout resumes without a stored generator
+    torch.manual_seed(int(key[0]) >> 1)  # from the step alone, so that a resumed run drops the same values
     state.optimizer.zero_grad()
     state.algo.progress = state.step / cfg.steps
     guarded = cfg.device.precision == Precision.bf16
@@ -155,7 +155,7 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     gradients = [parameter.grad for parameter in state.algo.parameters() if parameter.grad is not None]
     norm = get_total_norm(gradients)
     state.step += 1
-    if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: the step is left out
+    if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: skip the step
         speed.reset(state.algo, before)
         state.leave_out()
     else:
@@ -171,10 +171,10 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
 def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> None:
     """Logs the means since the last log, and the learning rate of the last step."""
     start = time.perf_counter()
-    if not state.window:  # its steps were left out
+    if not state.window:  # all its steps were skipped
         return
     loss, measure, norm = np.mean(state.settled(), axis=0).tolist()
-    state.seconds += time.perf_counter() - start  # a GPU has finished its steps only now
+    state.seconds += time.perf_counter() - start  # reading the window has waited for the GPU
     state.window.clear()
     pace = tasks_per_s(state, cfg)
     name = state.algo.measure.name
@@ -184,11 +184,11 @@ def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> No
 
 
 def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, cfg: DictConfig) -> None:
-    """Scores the validation episodes, and counts how long the best has stood."""
+    """Scores the validation episodes, and counts the validations since the best."""
     measure = state.algo.measure
     mean, ci95 = interval(score(state.algo, store, sampler, cfg.val_episodes).measured)
     tracker.scalars("val", state.step, {measure.name: mean, "ci95": ci95})
-    if cfg.train_on_val or measure.better(mean, state.best):  # on classes that are trained on, the last is taken as the best
+    if cfg.train_on_val or measure.better(mean, state.best):  # validation on trained classes cannot choose: keep the last
         state.best, state.best_step, state.misses = mean, state.step, 0
     else:
         state.misses += 1
@@ -215,13 +215,13 @@ def finish(
     cfg: DictConfig,
     began: float,
 ) -> float:
-    """Tests the best checkpoint once, and writes what the run came to; `seen_counts`: classes of a split that were trained on."""
-    content = checkpoint.load(parallel.from_first(folder) / "best.pt", "out")  # all wait until the first process has written it
+    """Tests the best checkpoint and writes the result; `seen_counts`: how many classes of each split were trained on."""
+    content = checkpoint.load(parallel.from_first(folder) / "best.pt", "out")  # waits until process 0 has written it
     checkpoint.load_weights(state.algo, content, "out")
     validation, test = samplers
     scores = score(state.algo, store, test, cfg.episodes)
     choices = content["choices"]
-    describe = summary if parallel.rank() == 0 else headline  # the other processes write nothing
+    describe = summary if parallel.rank() == 0 else headline  # only process 0 writes the details
     val = describe(score(state.algo, store, validation, cfg.val_episodes))
     tested = describe(scores)
     if state.algo.regression:

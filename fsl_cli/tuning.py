@@ -1,4 +1,4 @@
-"""The chunk size, memory layout and threads with which a training step is fastest here: measured, then kept."""
+"""Measures which chunk size, memory layout and threads make a training step fastest on this machine, and caches the choice."""
 
 import itertools
 import json
@@ -25,17 +25,17 @@ from fsl_cli.whole import whole
 
 log = logging.getLogger(__name__)
 
-CHUNK = 8  # tasks mapped at once, where nothing was measured
-WORTHWHILE = 100  # steps: a shorter run does not get back what the measuring costs
-ROUNDS = 3  # of which the fastest step counts
-PATIENCE = 20.0  # seconds, after which no further round begins: steps that take so long vary little
-HOPELESS, BEHIND = 3, 1.2  # times slower than the best, after the first step and later: such a candidate is out
+CHUNK = 8  # tasks mapped at once if nothing was measured
+WORTHWHILE = 100  # steps; in a shorter run, measuring costs more than it saves
+ROUNDS = 3  # of timing, of which the fastest step counts
+PATIENCE = 20.0  # seconds, after which no further round starts: such long steps vary little
+HOPELESS, BEHIND = 3, 1.2  # times the best: slower candidates are dropped, after the first step and later
 
 
 def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None) -> Choice:
-    """How a run computes its steps: as the user typed, else as its checkpoint or an earlier run chose, else as measured.
+    """How a run computes its steps: as typed, else as its checkpoint or an earlier run chose, else as measured now.
 
-    A choice is kept in the cache folder, so that the same command on the same machine computes the same bits again.
+    The choice is stored in the cache folder, so that the same command on the same machine computes the same bits again.
     """
     asked = {name: cfg.device[name] for name in UNMEASURED}
     if batch_on_gpu(batch) and asked["threads"] == "auto":
@@ -51,7 +51,7 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
     elif asked["workers"] == "auto" and (cfg.device.compile or parallel.world() > 1):
         asked["workers"] = 1
     if (algo.bulk or algo.batches is not Episode) and asked["channels_last"] == "auto":
-        asked["channels_last"] = True  # convolutions outside a map run up to twice as fast, on CPU and GPU
+        asked["channels_last"] = True  # up to twice as fast for convolutions outside a map, on CPU and GPU
     if "auto" not in asked.values():
         return asked
     file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg, batch)}.json"
@@ -64,7 +64,7 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
 
 
 def divisible(algo: Algorithm, batch: Batch) -> bool:
-    """Whether threads can share out the tasks: on a CPU, of an algorithm that does not embed all of them in one pass."""
+    """Whether worker threads can share the tasks: on a CPU, for an algorithm that does not embed all tasks in one pass."""
     return isinstance(batch, Episode) and not algo.bulk and not batch_on_gpu(batch)
 
 
@@ -75,14 +75,14 @@ def _filled(asked: dict[str, Any], chosen: Choice) -> Choice:
 def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool = False) -> Choice:
     """Times steps on a real batch, first over threads and workers, then over chunk sizes and layouts; leaves `algo` as it was.
 
-    `captured`: the steps are replayed from CUDA graphs, as those of the run will be.
+    `captured`: the steps are replayed from CUDA graphs, as in the run.
     """
     before = torch.get_num_threads()
     chosen = _filled(asked, {**UNMEASURED, "threads": before, "task_chunk": min(CHUNK, tasks(batch))})
     ways = [(threads, chosen["workers"]) for threads in (halvings(before) if asked["threads"] == "auto" else [chosen["threads"]])]
     if asked["workers"] == "auto" and not draws(algo, batch):
         ways += [(chosen["threads"], workers) for workers in halvings(min(chosen["threads"] or before, tasks(batch)))[1:]]
-    # One by one, tasks are shared out to workers at other speeds than mapped.
+    # Workers may be faster with tasks one by one than mapped, so chunk 1 is tried too.
     sizes = sorted({1, chosen["task_chunk"]}) if asked["task_chunk"] == "auto" and len(ways) > 1 else [chosen["task_chunk"]]
     first = [{"threads": t, "workers": w, "task_chunk": size} for (t, w), size in itertools.product(ways, sizes)]
     chosen = _fastest(algo, batch, [{**chosen, **one} for one in first], captured)
@@ -95,20 +95,20 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool
 
 
 def draws(algo: Algorithm, batch: Batch) -> bool:
-    """Whether a step draws numbers at random, as dropout does: several threads would draw them in any order."""
+    """Whether a step draws random numbers, as dropout does: the order in which several threads draw them is not fixed."""
     before = torch.get_rng_state()
     _seconds(algo, batch, UNMEASURED | {"task_chunk": 1})
     return not torch.get_rng_state().equal(before)
 
 
 def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice], captured: bool) -> Choice:
-    """The candidate with the fastest step, of a few rounds over all: a machine that slows down meanwhile slows them all."""
+    """The candidate with the fastest step, measured in rounds over all of them, so that a slow phase of the machine hits all."""
     if len(candidates) == 1:
         return candidates[0]
-    _seconds(algo, batch, candidates[0], captured)  # loads what all of them use
-    times: dict[int, float] = {}  # of the candidates that are still in
+    _seconds(algo, batch, candidates[0], captured)  # loads the libraries
+    times: dict[int, float] = {}  # best time of each remaining candidate
     start = time.perf_counter()
-    for turn in range(1 + ROUNDS):  # the first one warms up
+    for turn in range(1 + ROUNDS):  # the first is the warm-up
         if turn > 1 and parallel.world() == 1 and time.perf_counter() - start > PATIENCE:
             break
         for number in list(times) if turn else range(len(candidates)):
@@ -117,8 +117,8 @@ def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice], captured: 
                 times.pop(number, None)
             else:
                 times[number] = min(seconds, times[number]) if turn > 1 else seconds
-        # Processes that exchange something in every step must all take the same number of steps.
-        stays = parallel.world() > 1 or (turn == 0 and batch_on_gpu(batch))  # a GPU's first steps choose and load kernels
+        # Processes that communicate in every step must take the same number of steps, so no candidate is dropped early.
+        stays = parallel.world() > 1 or (turn == 0 and batch_on_gpu(batch))  # a GPU's first step chooses and loads kernels
         bound = math.inf if stays else (HOPELESS if turn == 0 else BEHIND) * min(times.values(), default=0)
         for number, seconds in list(times.items()):
             if seconds > bound:
@@ -139,7 +139,7 @@ def _report(candidates: list[Choice], number: int, seconds: float, more: str = "
 
 
 def _seconds(algo: Algorithm, batch: Batch, choice: Choice, captured: bool = False) -> float | None:
-    """How long one step takes, or None if the memory does not reach; leaves `algo` as it was."""
+    """How long one step takes, or None if memory runs out; leaves `algo` as it was."""
     buffers = {name: buffer.clone() for name, buffer in algo.named_buffers()}
     chunk = algo.task_chunk
     use(algo, choice)
@@ -148,7 +148,7 @@ def _seconds(algo: Algorithm, batch: Batch, choice: Choice, captured: bool = Fal
         for _ in range(WARM_UP + 1 if captured else 0):
             step(batch)
         if batch_on_gpu(batch):
-            torch.cuda.synchronize()  # with what came before
+            torch.cuda.synchronize()  # wait for earlier work
         start = time.perf_counter()
         step(batch)
         if batch_on_gpu(batch):
@@ -165,7 +165,7 @@ def _seconds(algo: Algorithm, batch: Batch, choice: Choice, captured: bool = Fal
 
 
 def threads(work: Callable[[], object]) -> int:
-    """The number of CPU threads under which `work` is done fastest here: all, half, ..., or one; it is set back."""
+    """The number of CPU threads with which `work` is fastest: all, half, ..., or one; restores the current number."""
     before = torch.get_num_threads()
     work()  # warms up
     times = {}
@@ -179,15 +179,15 @@ def threads(work: Callable[[], object]) -> int:
 
 
 def halvings(most: int) -> list[int]:
-    """1, ..., the half of `most`, and `most`."""
+    """Numbers from 1 to `most`, each about half of the next."""
     return (halvings(most // 2) if most > 1 else []) + [most]
 
 
 def _key(cfg: DictConfig, batch: Batch) -> str:
-    """What the fastest way depends on: the work, the machine, and the version of torch."""
+    """The key of the cached choice: the work, the machine, and the version of torch."""
     work = [OmegaConf.to_container(cfg[group], resolve=True) for group in ("algo", "model", "task", "device")]
     inputs = next(leaves(batch))
-    image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # the lengths of texts differ from batch to batch
+    image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # texts: their length differs from batch to batch
     machine = [
         platform.node(),
         platform.processor(),
@@ -214,5 +214,5 @@ def _write(file: Path, chosen: Choice) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as draft:
             json.dump(chosen, draft)
-    except OSError as error:  # the run goes on: only the next one measures again
+    except OSError as error:  # only means that the next run measures again
         log.info(f"cache_dir = {file.parents[1]}: what was measured cannot be kept there ({error.strerror}).")

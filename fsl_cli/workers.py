@@ -1,4 +1,4 @@
-"""Threads that share out the tasks of a meta-batch: on a CPU, a task alone has too little in it to keep several cores busy."""
+"""Threads that share the tasks of a meta-batch: on a CPU, one task has too little work to keep several cores busy."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,10 +10,10 @@ from fsl_cli.episodes import Episode, chunks
 
 
 class Workers:
-    """`algo.backward`, of which each of `count` threads does a part, with its part of the arithmetic threads.
+    """`algo.backward`, shared by `count` threads, each with its part of the arithmetic threads.
 
-    Each works on a copy of the modules, since `torch.func` swaps their weights, and normalisation sets their mode. Which
-    tasks fall to whom and the order of the sums are fixed, so that the same bits come out again.
+    Each thread works on its own copy of the modules, because `torch.func` swaps their weights and normalisation sets their mode.
+    The assignment of tasks and the order of sums are fixed, so that results are the same bit for bit.
     """
 
     def __init__(self, algo: Algorithm, count: int) -> None:
@@ -41,7 +41,7 @@ class Workers:
         return Outcome(*(_mean(values, shares) for values in zip(*outcomes, strict=True)))
 
     def _part(self, worker: Algorithm, part: Episode) -> Outcome:
-        """One thread's part, begun from the weights and buffers as they stand."""
+        """One thread's part of the step, from the current weights and buffers."""
         for mine, theirs in zip(worker.parameters(), self.algo.parameters(), strict=True):
             mine.data, mine.grad = theirs.data, None
         for mine, theirs in zip(worker.buffers(), self.algo.buffers(), strict=True):
@@ -52,7 +52,7 @@ class Workers:
 
     @torch.no_grad()
     def _gather(self, used: list[Algorithm], shares: list[float]) -> None:
-        """Adds up the gradients, and averages the buffers (Reptile's moments), which are means over tasks."""
+        """Sums the gradients, and averages the buffers (Reptile's moments), which are means over tasks."""
         for parameter, *copies in zip(self.algo.parameters(), *(worker.parameters() for worker in used), strict=True):
             found = [own.grad for own in copies]
             if all(gradient is not None for gradient in found):
