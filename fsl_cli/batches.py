@@ -1,4 +1,4 @@
-"""What feeds a training step: episodes, hard ones among them, or batches for an algorithm that pre-trains."""
+"""The data of training steps: episodes, including hard ones, or batches for pre-training."""
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from fsl_cli.store import ItemStore, send
 
 
 def training_data(cfg: DictConfig) -> Packed | Drawn:
-    """The data set of a training; with `train_on_val` its validation classes are among those of the training."""
+    """The data set of a training; with `train_on_val`, the validation classes are training classes too."""
     data = build(cfg.dataset, "dataset").load()
     if not cfg.train_on_val:
         return data
@@ -31,7 +31,7 @@ def training_data(cfg: DictConfig) -> Packed | Drawn:
 
 
 def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> Sampler | BatchSampler:
-    """What feeds the training step: episodes, or batches for an algorithm that pre-trains."""
+    """The sampler of the training: of episodes, or of batches for an algorithm that pre-trains."""
     task = cfg.task
     if algo.batches is not Episode and isinstance(data, Packed):
         return BatchSampler(data.classes("train"), cfg.algo.batch, cfg.seed, TRAIN)
@@ -54,7 +54,7 @@ def training_sampler(cfg: DictConfig, data: Packed | Drawn, algo: Algorithm) -> 
 
 
 def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run, step: int, classes: int) -> Batch:
-    """The meta-batch or batch of a step, or what falls to this process of it, on the device."""
+    """This process's share of the meta-batch or batch of a step, on the device."""
     if isinstance(sampler, BatchSampler):
         assert isinstance(store, ItemStore), "batches are made of items"
         indices, labels = sampler.indices(step)
@@ -62,16 +62,16 @@ def training_batch(store: AnyStore, sampler: Sampler | BatchSampler, state: Run,
         return store.batch(store.vary(indices, sampler.seed, step).rows(mine), labels[mine], classes)
     failed = hard(state.algo, state.failures)
     drawn = sampler.indices(step, failed) if isinstance(sampler, EpisodeSampler) else sampler.indices(step)
-    indices = store.vary(drawn, sampler.seed, step)  # for all processes, then each takes its part
+    indices = store.vary(drawn, sampler.seed, step)  # drawn for the whole meta-batch, of which each process takes its share
     mine = parallel.share_of_tasks(len(indices.items))
     batch = store.episodes(indices.rows(mine), indices.items.shape[-1] - sampler.queries)
     return shuffled(batch, sampler.seed, step, len(indices.items)) if state.algo.sequential else batch
 
 
 def shuffled(batch: Episode, seed: int, step: int, tasks: int) -> Episode:
-    """A meta-batch, or this process's part of its `tasks`, with the support items of each task in an order of their own.
+    """Shuffles the support items of each task; `batch` holds this process's share of the `tasks` of the meta-batch.
 
-    Sorted by class, an item would say by its place which class it is of, and its label would never be read.
+    If they were sorted by class, an algorithm could infer the class of an item from its position, and ignore its label.
     """
     inputs, targets = batch.support
     order = generator(seed, ORDER, step).random((tasks, targets.shape[1])).argsort(1)[parallel.part(tasks)]

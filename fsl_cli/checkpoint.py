@@ -21,10 +21,10 @@ from fsl_cli.whole import whole
 
 FORMAT = 1
 AGAIN = "Start a new run in another folder, from the best checkpoint beside it if there is one: pretrain=PATH/best.pt."
-NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # a network from elsewhere had none
+NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # None: a pretrained network
 MADE = {"_target_": str}
 MAYBE = (dict, NoneType)
-# What is under the keys of a file: a type, a dict with these keys at the least, or a list of one kind.
+# The required content of a file by key: a type, a dict with at least these keys, or a list of one kind.
 LEARNED = {
     "format": int,
     "config": {"algo": MADE, "model": MADE, "dataset": MAYBE, "task": MAYBE},
@@ -45,7 +45,7 @@ KEYS = LEARNED | {
     | {"failures": list, "window": [[float]]},
     "fastest": dict.fromkeys(UNMEASURED, object),
 }
-# What `fsl adapt` writes.
+# The files of `fsl adapt`.
 CLASSIFIER = LEARNED | {
     "classifier": {"inputs": torch.Tensor, "slots": torch.Tensor, "names": [str], "temperature": float, "norm": str}
 }
@@ -59,14 +59,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            full = error.__context__  # torch puts its own error in place of that of a disk
+            full = error.__context__  # torch hides the error of a full disk behind its own
             if isinstance(full, OSError):
                 raise OSError(full.errno, full.strerror, str(path)) from error
             raise
 
 
 def load(path: str | Path, key: str) -> dict[str, Any]:
-    """The content of a file on the CPU. `key` is what the user typed it under, for messages: checkpoint, resume, classifier."""
+    """Loads a file on the CPU; `key` is the option that named it (checkpoint, resume, classifier), for error messages."""
     path = Path(path)
     kind, writer = ("classifier", "fsl adapt") if key == "classifier" else ("checkpoint", "fsl train")
     if path.is_dir():
@@ -76,7 +76,7 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
     if not path.exists():
         what = "a file" if kind == "classifier" else "a best.pt or last.pt"
         raise ValueError(f"{key} = {path}: there is no such file. Name {what} that {writer} wrote.")
-    if not path.is_file():  # what never ends would be read until the memory is full
+    if not path.is_file():  # reading one without end would fill the memory
         raise ValueError(f"{key} = {path} is a device or a pipe. Name a file that {writer} wrote.")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{key} = {path} is there, but you may not read it. Allow it, or name another.")
@@ -113,7 +113,7 @@ def load(path: str | Path, key: str) -> dict[str, Any]:
 
 
 def _is_whole(content: Any, keys: dict[str, Any]) -> bool:
-    """Whether what a file holds is of this version, and under each of its keys what is read from there."""
+    """Whether a file has the current format, and under each key the kind of value that is read from it."""
     if not (isinstance(content, dict) and content.keys() == keys.keys() and content["format"] == FORMAT):
         return False
     if not (isinstance(content["config"], str) and isinstance(content["algo"], dict)):
@@ -127,7 +127,7 @@ def _is_whole(content: Any, keys: dict[str, Any]) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind, as KEYS has them."""
+    """Whether a value is of a kind, written as in KEYS."""
     if isinstance(kind, dict):
         return isinstance(value, dict) and all(name in value and _fits(value[name], part) for name, part in kind.items())
     if isinstance(kind, list):
@@ -136,7 +136,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def sha256(path: str | Path) -> str:
-    """The hash of a file, which says in a result which checkpoint it belongs to."""
+    """The hash of a file, by which a result names its checkpoint."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -151,7 +151,7 @@ def seen(content: dict[str, Any]) -> list[str]:
 
 
 def fastest(content: dict[str, Any] | None, device: torch.device) -> Choice | None:
-    """How the steps of a checkpoint were computed, if there is one and it was on such a device."""
+    """The Choice by which a checkpoint's steps were computed, or None if there is none for this kind of device."""
     if content is None or OmegaConf.create(content["config"]).device.name != device.type:
         return None
     return content["fastest"]
@@ -161,14 +161,14 @@ def groups(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The config groups that a checkpoint was trained with, as options for Hydra."""
     config = OmegaConf.create(content["config"])
     if "shot" in config.algo:
-        config.algo.shot = config.algo.shot  # a number, where it referred to the task: layers that fit it read other shots too
+        config.algo.shot = config.algo.shot  # a number, not `${task.shot}`: its layers stay, whatever task.shot is
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return {name: plain[name] or {} for name in names}
 
 
 def load_network(algo: Algorithm, content: dict[str, Any], key: str) -> None:
-    """Puts the embedding network of a checkpoint, whatever algorithm trained it, into `algo`."""
+    """Loads the embedding network of a checkpoint of any algorithm into `algo`."""
     saved, own = trainer(content).network(content["algo"]), algo.model.state_dict()
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
         raise ValueError(
@@ -179,7 +179,7 @@ def load_network(algo: Algorithm, content: dict[str, Any], key: str) -> None:
 
 
 def load_weights(algo: torch.nn.Module, content: dict[str, Any], key: str) -> None:
-    """Puts a checkpoint's weights into `algo`; says what does not fit."""
+    """Loads the weights of a checkpoint into `algo`; refuses weights that do not fit, by name."""
     saved, own = content["algo"], algo.state_dict()
     strange = sorted(set(saved) ^ set(own))
     if strange:

@@ -1,8 +1,7 @@
-"""Which items form step `k` of a stream: samplers without state.
+"""Stateless samplers: which items form step `k` of a stream.
 
-`indices(step)` is a pure function of (seed, stream, step), and of the hard classes where an algorithm has them (hard.py,
-which keeps them in the checkpoint). Otherwise resuming needs only the step number. Every process draws the same list, and a CPU
-and a GPU see the same episodes.
+`indices(step)` is a pure function of (seed, stream, step), so that resuming needs only the step number, every process draws the
+same list, and a CPU and a GPU see the same episodes. Hard tasks (hard.py) also depend on the failures in the checkpoint.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,20 +15,20 @@ from torch import Tensor
 from fsl_cli.datasets.packed import LYING, Classes
 from fsl_cli.structures import map_tensors
 
-# The evaluation streams are apart from the training streams: equal seeds never give equal keys.
+# Training and evaluation have different streams, so that equal seeds never draw the same episodes.
 TRAIN, AUGMENT, ORDER = 0, 1, 2
 EVALUATION = {"train": 10, "val": 11, "test": 12}
 
 
 class Examples(NamedTuple):
-    """Labelled items; a meta-batch adds `tasks` in front of both."""
+    """Labelled items; in a meta-batch, both tensors have a leading `tasks`."""
 
     inputs: Tensor  # [n, *item]
     targets: Tensor  # [n, way] one-hot, or [n, *out] for regression
 
 
 class Episode(NamedTuple):
-    """One task: the examples to learn from, and those to be judged by."""
+    """One task: the support to learn from, and the queries to be scored on."""
 
     support: Examples
     query: Examples
@@ -45,7 +44,7 @@ def chunks(batch: Episode, size: int | None) -> Iterator[tuple[Episode, float]]:
 
 
 class Indices(NamedTuple):
-    """Item numbers and the turns to apply to them, same shape: `[tasks, way, each]` or `[n]`."""
+    """Item numbers and the turn (rotation, reflection) of each, both `[tasks, way, each]` or `[n]`."""
 
     items: np.ndarray
     turns: np.ndarray
@@ -53,7 +52,7 @@ class Indices(NamedTuple):
 
     @property
     def keys(self) -> np.ndarray:
-        """A number for each item as it lies, same shape; `of` is the way back."""
+        """One number for each pair of item and turn, same shape; `of` is the inverse."""
         return self.items * len(LYING) + self.turns
 
     @staticmethod
@@ -62,25 +61,25 @@ class Indices(NamedTuple):
         return Indices(*np.divmod(keys, len(LYING)))
 
     def rows(self, cut: slice) -> "Indices":
-        """Some of the tasks, or of the items of a batch."""
+        """A slice of the tasks, or of the items of a batch."""
         return Indices(self.items[cut], self.turns[cut], None if self.draws is None else self.draws[cut])
 
 
 class Hard(NamedTuple):
-    """Classes to which the first tasks of a meta-batch are kept, once there are as many as a task has."""
+    """The first `tasks` tasks of a meta-batch draw from these classes, once there are at least `way` of them."""
 
     tasks: int
     classes: np.ndarray  # class numbers [n], each once
 
 
 class Points(NamedTuple):
-    """Where functions are looked at, and their values there, same shape: `[tasks, 1, each]`."""
+    """The points at which functions are sampled and the values there, both `[tasks, 1, each]`."""
 
     items: np.ndarray
     values: np.ndarray
 
     def rows(self, cut: slice) -> "Points":
-        """Some of the tasks."""
+        """A slice of the tasks."""
         return Points(self.items[cut], self.values[cut])
 
 
@@ -104,15 +103,15 @@ def _distinct(keys: np.ndarray, count: int) -> np.ndarray:
 def _places(rng: np.random.Generator, counts: np.ndarray, number: int) -> np.ndarray:
     """`number` distinct places `[tasks, way, number]` in each of some classes of `counts` `[tasks, way, 1]` items."""
     keys = rng.random((*counts.shape[:2], int(counts.max())))
-    keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # beyond the class's last item: never among the smallest
+    keys[np.arange(keys.shape[-1]) >= counts] = 2.0  # past the last item of the class: never chosen
     return _distinct(keys, number)
 
 
 class EpisodeSampler:
     """Draws `tasks` episodes a step: `way` distinct classes each, and `shot + queries` distinct items of every class.
 
-    Way and shot may be ranges `[least, most]`: every step draws its own, the same for all its tasks. Where the classes hold
-    items for queries only, queries are drawn from these and supports from the others.
+    Way and shot may be ranges `[least, most]`: every step draws one, for all its tasks. If the last items of each
+    class are held out for queries (`classes.held`), queries are drawn from them and supports from the others.
     """
 
     def __init__(
@@ -126,9 +125,9 @@ class EpisodeSampler:
         stream: int,
         prefix: str = "task.",
     ) -> None:
-        """`prefix` is how the user calls the numbers in a message: `task.` or `task.train_`."""
+        """`prefix`: of the config keys in error messages, `task.` or `task.train_`."""
         self.ways, self.shots = (_range(value, prefix + name) for name, value in (("way", way), ("shot", shot)))
-        self.way, self.shot = self.ways[1], self.shots[1]  # the most
+        self.way, self.shot = self.ways[1], self.shots[1]  # the largest
         for name, value, least in (("way", self.ways[0], 2), ("shot", self.shots[0], 1), ("queries", queries, 0)):
             if value < least:
                 raise ValueError(f"{prefix}{name} = {value}, but it must be at least {least}.")
@@ -183,21 +182,21 @@ class EpisodeSampler:
         """Class numbers `[tasks, way]` and the shot of a step."""
         way, shot = (low if low == high else int(rng.integers(low, high + 1)) for low, high in (self.ways, self.shots))
         keys = rng.random((self.tasks, len(self.classes)), dtype=np.float32)
-        # Multiples of 2^-24, of which some are equal, and numpy orders those otherwise on other CPUs.
+        # The keys are multiples of 2^-24, so some are equal, and the order of equal ones would depend on the CPU.
         chosen = _distinct(keys + np.arange(len(self.classes)) * 2.0**-50, way)
         if hard is not None and len(hard.classes) >= way:
             chosen[: hard.tasks] = hard.classes[_distinct(rng.random((hard.tasks, len(hard.classes))), way)]
         return chosen, shot
 
     def fixed(self, start: int, stop: int) -> Indices:
-        """Evaluation episodes `start` to `stop`, one key each, so that the list does not depend on how it is cut."""
+        """Evaluation episodes `start` to `stop`, each with its own key, so that the list does not depend on how it is cut."""
         assert self.tasks == 1, "an evaluation episode has its own key"
         drawn = [self.indices(number) for number in range(start, stop)]
         return Indices(np.concatenate([d.items for d in drawn]), np.concatenate([d.turns for d in drawn]))
 
 
 def _range(value: int | list[int], key: str) -> tuple[int, int]:
-    """The least and the most that a number or a range `[least, most]` of the config means."""
+    """The least and the largest value of a number or a range `[least, most]` in the config."""
     ends = list(value) if isinstance(value, Sequence) else [value, value]
     if len(ends) != 2 or not all(isinstance(end, int) and not isinstance(end, bool) for end in ends) or ends[0] > ends[1]:
         raise ValueError(f"{key} = {value}, but it must be a whole number, or a range of two: {key}=[5,20].")
@@ -230,7 +229,7 @@ def split(items: Tensor, shot: int) -> Episode:
 
 
 def _label(items: Tensor) -> Examples:
-    """Items `[tasks, way, each, ...]` as inputs `[tasks, way * each, ...]` with one-hot targets `[tasks, way * each, way]`."""
+    """Items `[tasks, way, each, ...]` -> inputs `[tasks, way * each, ...]` and one-hot targets `[tasks, way * each, way]`."""
     tasks, way, each = items.shape[:3]
     slots = torch.eye(way, device=items.device).repeat_interleave(each, dim=0)
     return Examples(items.flatten(1, 2), slots.expand(tasks, -1, -1))

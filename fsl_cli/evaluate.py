@@ -1,6 +1,6 @@
-"""`fsl evaluate checkpoint=PATH`: rebuild what was trained, score fixed episodes, report accuracy or error with its interval.
+"""`fsl evaluate checkpoint=PATH`: rebuilds a trained algorithm, scores fixed episodes, and reports accuracy or error.
 
-Without a checkpoint, `fsl evaluate model=NAME dataset=NAME` does so with a network that comes with weights.
+Without a checkpoint, `fsl evaluate model=NAME dataset=NAME` scores a network that comes with weights.
 """
 
 import logging
@@ -31,14 +31,14 @@ from fsl_cli.sources import evaluation_sampler, open_store
 log = logging.getLogger(__name__)
 
 TRAINED = ("algo", "dataset", "model", "task")
-UNTRAINED = {"algo": "centroid", "task": "5way1shot", "seed": "0"}  # without a checkpoint, unless others are typed
-TRIED = 2  # episodes that are scored to see how many threads are fastest
+UNTRAINED = {"algo": "centroid", "task": "5way1shot", "seed": "0"}  # the defaults without a checkpoint
+TRIED = 2  # episodes scored to choose the number of threads
 
 register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Looks `checkpoint=` up and makes what it was trained with known to Hydra as option `trained` of each group."""
+    """Opens `checkpoint=`, and offers its settings to Hydra as option `trained` of each config group."""
     words = typed(overrides)
     asked = asks_help(overrides)
     groups: dict[str, Any] = {group: {} for group in TRAINED}
@@ -46,7 +46,7 @@ def prepare(overrides: list[str]) -> list[str]:
     if words.get("checkpoint", "null") != "null":
         content = checkpoint.load(words["checkpoint"], "checkpoint")
         groups, names = checkpoint.groups(content, TRAINED), content["choices"]
-        # A data set may choose a model and a task; here those of the training stay unless others are typed.
+        # A data set may select a model and a task; here those of the training stay, unless others are typed.
         stay = [f"{group}=trained" for group in ("model", "task") if "dataset" in words and group not in words]
         stay += [f"episodes={OmegaConf.create(content['config']).episodes}"] if "episodes" not in words else []
     elif {"model", "dataset"} <= set(words):
@@ -86,7 +86,7 @@ def run(cfg: DictConfig) -> float:
     data = build(cfg.dataset, "dataset").load()
     algo = restore(cfg, data, place, content)
     sampler = evaluation_sampler(cfg, data, cfg.split, cfg.seed)
-    # What a network that comes with weights was trained on is not known here.
+    # Without a checkpoint, the classes that the network was trained on are unknown.
     seen = warn_of_seen(checkpoint.seen(content), data, cfg.split) if content is not None else None
     store = open_store(data, place, device.data_budget(place, cfg.device.memory), algo.model)
     speed.use(algo, choose_speed(cfg, content, algo, place, lambda: score(algo, store, sampler, TRIED)))
@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> float:
         "wall_time_s": round(wall, 3),
         "episodes_per_s": round(cfg.episodes / wall, 3),
     }  # fmt: skip
-    log.info(line(result))  # before the details, which take seconds to come by
+    log.info(line(result))  # before the details, which take seconds to compute
     if chief:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
         write(folder, result | details(scores), scores)
@@ -108,7 +108,7 @@ def run(cfg: DictConfig) -> float:
 
 
 def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content: dict[str, Any] | None) -> Algorithm:
-    """The algorithm under its norm protocol, with the weights of the checkpoint, or those that its network comes with."""
+    """The algorithm under its norm protocol, with the weights of the checkpoint or of its pretrained network."""
     if content is not None and list(data.item_shape) != content["data"]["item_shape"]:
         raise ValueError(
             f"dataset: its items are {_shape(data.item_shape)}, but those of the checkpoint were "
@@ -127,12 +127,12 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
 def choose_speed(
     cfg: DictConfig, content: dict[str, Any] | None, algo: Algorithm, place: torch.device, trial: Callable[[], object]
 ) -> speed.Choice:
-    """How the episodes are computed: as typed, else as they were in training, on the threads that a trial is fastest with."""
+    """Applies the Choice of the training, with what was typed, and the number of threads that is fastest in a trial."""
     trained = checkpoint.fastest(content, place) or speed.UNMEASURED
     chosen = {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained}
     if algo.bulk and cfg.device.channels_last == "auto":
         chosen["channels_last"] = True
-    if cfg.device.threads == "auto":  # those of the training may have been another machine's, or a busy one's
+    if cfg.device.threads == "auto":  # the training may have run on another machine, or a busy one
         chosen["threads"] = tuning.threads(trial) if place.type == "cpu" and parallel.world() == 1 else None
     return chosen
 
@@ -142,7 +142,7 @@ def _shape(item_shape: Sequence[int]) -> str:
 
 
 def follow(dataset: DictConfig, item_shape: list[int], words: dict[str, str]) -> None:
-    """Sets the data set's `channels` and `size`, where it has them and the user typed none, to what the model was trained on."""
+    """Sets `channels` and `size` of the data set, unless typed, to those that the model was trained on."""
     sides = (("channels", item_shape[0]), ("size", item_shape[-1])) if len(item_shape) == 3 else ()
     for option, value in sides:
         if option in dataset and f"dataset.{option}" not in words:

@@ -1,4 +1,4 @@
-"""Embeddings in place of items: where the network stays as it is, each item goes through it once."""
+"""Cached embeddings: if the network is frozen, each item passes through it only once."""
 
 import logging
 import math
@@ -18,17 +18,17 @@ from fsl_cli.store import ItemStore, Store, send
 
 log = logging.getLogger(__name__)
 
-EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # items embedded at once, and numbers in them: photographs are large
-PROBED = 32  # items that tell whether a network drops values at random
-Keys = np.ndarray  # [n] of items and their turns, see Indices.keys
+EMBED_BATCH, EMBED_VALUES = 1000, 2**21  # most items embedded at once, and most numbers in them
+PROBED = 32  # items on which a network is checked for dropout
+Keys = np.ndarray  # [n] pairs of item and turn, see Indices.keys
 
 
 @torch.no_grad()
 def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) -> Tensor:
-    """What `algo.embed` makes of items, `[n, ...]`; `told`: with a progress bar, on a terminal."""
+    """The embeddings `[n, ...]` of items by `algo.embed`; `told`: shows a progress bar on a terminal."""
     indices = Indices.of(keys)
     order = np.arange(len(keys)) if store.lengths is None else np.argsort(store.lengths[indices.items], kind="stable")
-    indices = Indices.of(keys[order])  # texts of like length together
+    indices = Indices.of(keys[order])  # sorted so that texts of similar length are together
     size = min(EMBED_BATCH, max(1, EMBED_VALUES // math.prod(store.shape)))
     places = torch.as_tensor(order, device=store.device)
     found = None
@@ -43,12 +43,12 @@ def embeddings(algo: Algorithm, store: Store, keys: Keys, told: bool = False) ->
 
 
 class FeatureStore(ItemStore):
-    """The embeddings of items in their place."""
+    """Makes episodes and batches of cached embeddings instead of items."""
 
     def __init__(self, algo: Algorithm, store: Store, keys: Keys) -> None:
         self.device, self.augment = store.device, store.augment
         self.features = embeddings(algo, store, keys, told=True)
-        self.rows = np.zeros(len(LYING) * len(store.items), dtype=np.int64)  # of each key
+        self.rows = np.zeros(len(LYING) * len(store.items), dtype=np.int64)  # of the embedding of each key
         self.rows[keys] = np.arange(len(keys))
 
     @property
@@ -62,9 +62,9 @@ class FeatureStore(ItemStore):
 
 
 def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSampler, steps: int, budget: float) -> AnyStore:
-    """What training episodes are made from: the items, or their embeddings if these stay as they are and are needed often.
+    """The store of the training: of items, or of their embeddings if these are constant and each is needed several times.
 
-    `budget`: bytes that items and embeddings may take. The algorithm is told which of the two its training batches hold.
+    `budget`: bytes that items and embeddings may take. Sets `algo.embedded` to whether batches hold embeddings.
     """
     if not (isinstance(store, Store) and isinstance(sampler, EpisodeSampler)):
         return store
@@ -79,7 +79,7 @@ def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSam
 
 
 def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
-    """Whether an item is embedded alike in every step of a training: no weight, statistic or random number is in it."""
+    """Whether embeddings stay the same during training: no weight is trained, no statistic updated, no dropout drawn."""
     if not algo.bulk or not all(layer.frozen for layer in norm_layers(algo.model)):
         return False
     inputs = store.gather(Indices.of(keys))
@@ -90,6 +90,6 @@ def constant(algo: Algorithm, store: Store, keys: Keys) -> bool:
 
 
 def _keys(classes: Classes) -> Keys:
-    """Of all items of some classes, each once."""
+    """The keys of all items of some classes, each once."""
     ranges = zip(classes.starts, classes.counts, classes.turns, strict=True)
     return np.unique(np.concatenate([Indices(np.arange(start, start + count), turn).keys for start, count, turn in ranges]))

@@ -1,6 +1,6 @@
-"""Episodes of functions, for regression: points drawn anew, where episodes.py draws items of classes.
+"""Episodes of functions, for regression: the counterpart of episodes.py, with points drawn instead of items.
 
-As there, what step `k` of a stream holds is a pure function of (seed, stream, step).
+As there, the content of step `k` of a stream is a pure function of (seed, stream, step).
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from fsl_cli.store import send
 
 
 class FunctionSampler:
-    """Draws `tasks` functions a step, and `shot + queries` points of each; with EpisodeSampler's interface."""
+    """Draws `tasks` functions a step, and `shot + queries` points of each; same interface as EpisodeSampler."""
 
     way = 1
     classes = ()
@@ -22,7 +22,7 @@ class FunctionSampler:
     def __init__(
         self, data: Drawn, way: Any, shot: Any, queries: int, tasks: int, seed: int, stream: int, prefix: str = "task."
     ) -> None:
-        """`prefix` is how the user calls the numbers in a message: `task.` or `task.train_`."""
+        """`prefix`: of the config keys in error messages, `task.` or `task.train_`."""
         if way != 1:
             raise ValueError(f"{prefix}way = {way}, but the functions of dataset={data.name} have one value: use task=sine.")
         if not isinstance(shot, int):
@@ -39,14 +39,14 @@ class FunctionSampler:
         return Points(*(column[:, None] for column in drawn))
 
     def fixed(self, start: int, stop: int) -> Points:
-        """Evaluation episodes `start` to `stop`, one key each, so that the list does not depend on how it is cut."""
+        """Evaluation episodes `start` to `stop`, each with its own key, so that the list does not depend on how it is cut."""
         assert self.tasks == 1, "an evaluation episode has its own key"
         drawn = [self.indices(number) for number in range(start, stop)]
         return Points(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
 
 
 class FunctionStore:
-    """Makes episodes of points; with Store's interface, though there is nothing to keep."""
+    """Makes episodes of points; same interface as Store."""
 
     near = True
 
@@ -54,7 +54,7 @@ class FunctionStore:
         self.device = device
 
     def vary(self, indices: P, seed: int, step: int) -> P:  # noqa: ARG002
-        """The same points: nothing is augmented."""
+        """Returns the same points: there is no augmentation."""
         return indices
 
     def episodes(self, indices: Indices | Points, shot: int) -> Episode:

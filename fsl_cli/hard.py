@@ -1,4 +1,4 @@
-"""Hard tasks: some of each meta-batch draw their classes among those that the last ones failed at (Sun et al. 2019)."""
+"""Hard tasks: some tasks of each meta-batch draw from classes that recent tasks failed at (Sun et al. 2019)."""
 
 import numpy as np
 import torch
@@ -7,17 +7,17 @@ from fsl_cli import parallel
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.episodes import EpisodeSampler, Hard
 
-KEPT = 100  # failures that a step chooses from
+KEPT = 100  # most recent failures kept
 
 
 def hard(algo: Algorithm, failures: list[int]) -> Hard | None:
-    """What the hard tasks of a step are drawn from, the classes `failures`; None for algorithms without them."""
+    """The hard tasks of a step, which draw from the classes `failures`; None for algorithms without hard tasks."""
     return Hard(algo.hard_tasks, np.unique(np.array(failures, dtype=np.int64))) if algo.hard_tasks else None
 
 
 def failed(algo: Algorithm, sampler: EpisodeSampler, failures: list[int], step: int) -> list[int]:
-    """`failures` and those of the step just done: of each task the class with the least accuracy, if that is below 1."""
-    if not algo.by_class:  # the step was left out, by all processes
+    """`failures` with those of the last step added: the worst class of each task, if its accuracy is below 1."""
+    if not algo.by_class:  # the step was skipped, by all processes
         return failures
     least, places = torch.cat(algo.by_class).min(dim=1)  # [tasks of this process]
     algo.by_class.clear()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next step, not as an end in the middle of one."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step, not in the middle of it."""
 
 import signal
 import threading

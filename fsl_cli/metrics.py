@@ -1,4 +1,4 @@
-"""What a list of scored episodes comes to: mean and interval, F1, likelihood, calibration; in regression the squared error."""
+"""Metrics of scored episodes: mean and interval, F1, likelihood, calibration; in regression the squared error."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-BINS = 15  # of the calibration error
+BINS = 15  # for the calibration error
 
 
 class Measure(NamedTuple):
-    """What episodes are judged by."""
+    """What episodes are scored by: accuracy, or mean squared error."""
 
     name: str
     higher: bool  # whether higher is better
-    percent: bool  # whether it is printed in percent
+    percent: bool  # whether it is printed as a percentage
 
     def better(self, value: float, best: float) -> bool:
-        """Whether `value` is better than the best so far, which is NaN at first."""
+        """Whether `value` beats the best so far (NaN: there is none)."""
         return math.isnan(best) or (value > best if self.higher else value < best)
 
     def text(self, *numbers: float) -> str:
-        """A number, or a mean and the half width of its interval, as they are printed."""
+        """Formats a number, or a mean and the half width of its interval."""
         return " ± ".join(f"{100 * n:.2f}" if self.percent else f"{n:.4f}" for n in numbers) + (" %" if self.percent else "")
 
 
@@ -31,7 +31,7 @@ MSE = Measure("mse", higher=False, percent=False)
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of logits `[..., way]` whose largest stands where the one-hot target is."""
+    """The share of logits `[..., way]` whose maximum is at the one-hot target."""
     return (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
 
 
@@ -57,12 +57,12 @@ class Scores(NamedTuple):
 
     @property
     def measured(self) -> Tensor:
-        """What each episode is judged by, `[episodes]`."""
+        """The measure of each episode, `[episodes]`."""
         return self.accuracy
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What episodes.csv holds of each episode."""
+        """The columns of episodes.csv."""
         return {"accuracy": self.accuracy, "nll": self.nll.mean(1)}
 
 
@@ -73,12 +73,12 @@ class Errors(NamedTuple):
 
     @property
     def measured(self) -> Tensor:
-        """What each episode is judged by, the error after the last step, `[episodes]`."""
+        """The measure of each episode, the error after the last inner step, `[episodes]`."""
         return self.squared[:, -1]
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What episodes.csv holds of each episode."""
+        """The columns of episodes.csv."""
         return {"mse": self.measured} | {f"mse_{step}": column for step, column in enumerate(self.squared.unbind(1))}
 
 
@@ -96,7 +96,7 @@ def score_values(outputs: Tensor, targets: Tensor) -> Errors:
 
 
 def concatenate(parts: list[Scores] | list[Errors]) -> Scores | Errors:
-    """The scores of several parts of an episode list as one."""
+    """Joins the scores of several parts of an episode list."""
     joined = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name, column in parts[0]._asdict().items()
@@ -114,14 +114,14 @@ def interval(values: Tensor) -> tuple[float, float]:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval (Wilson 1927) of a share of which `right` of `n` were seen; it stays honest near 0 and 1."""
+    """The 95 % interval (Wilson 1927) of a share, given `right` of `n`; it is accurate near 0 and 1 too."""
     z2 = 1.96**2
     centre, half = right + z2 / 2, 1.96 * math.sqrt(right * (n - right) / n + z2 / 4)
     return (centre - half) / (n + z2), (centre + half) / (n + z2)
 
 
 def headline(scores: Scores | Errors) -> dict[str, Any]:
-    """What the episodes are judged by: accuracy with its interval; in regression the mean squared error, after each step too."""
+    """Accuracy with its interval; in regression the mean squared error, also before and after each inner step."""
     if isinstance(scores, Errors):
         steps = [interval(column) for column in scores.squared.unbind(1)]
         curves = {"adaptation_curve": [mean for mean, _ in steps], "adaptation_ci95": [ci95 for _, ci95 in steps]}
@@ -134,13 +134,13 @@ def details(scores: Scores | Errors) -> dict[str, float]:
     """Macro F1 (mean over episodes), negative log-likelihood and calibration error; regression has none."""
     if isinstance(scores, Errors):
         return {}
-    # torchmetrics takes three seconds to import, longer than all the rest: only a final summary pays for it.
+    # Imported here, because torchmetrics takes three seconds, longer than everything else.
     from torchmetrics.functional.classification import binary_calibration_error, multiclass_f1_score
 
     f1 = multiclass_f1_score(
         scores.predicted, scores.truth, num_classes=scores.way, average="macro", multidim_average="samplewise"
     )
-    # The top-label calibration error is the binary one of "is the prediction right?".
+    # The top-label calibration error is the binary calibration error of "the prediction is right".
     right = (scores.truth == scores.predicted).flatten().int()
     calibration = binary_calibration_error(scores.confidence.flatten().clamp(max=1.0), right, n_bins=BINS)
     return {
@@ -151,5 +151,5 @@ def details(scores: Scores | Errors) -> dict[str, float]:
 
 
 def summary(scores: Scores | Errors) -> dict[str, Any]:
-    """Everything that scored episodes come to."""
+    """All metrics of scored episodes."""
     return headline(scores) | details(scores)

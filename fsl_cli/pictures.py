@@ -1,4 +1,4 @@
-"""Pictures of episodes: images with what was right and wrong, curves of regression, texts."""
+"""Pictures of episodes: images with right and wrong answers marked, curves of regression, texts."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ TRUTH, BEFORE, AFTER = (150, 150, 150), (120, 160, 240), (210, 40, 40)
 
 @torch.no_grad()
 def first_episode(algo: Algorithm, store: AnyStore, sampler: Sampler) -> Tensor | str:
-    """A picture of the first evaluation episode and what the algorithm says to it, or its texts."""
+    """A picture of the first evaluation episode with the algorithm's answers; for texts, a text."""
     indices = sampler.fixed(0, 1)
     episode = store.episodes(indices, sampler.shot)
     algo.eval()
@@ -63,7 +63,7 @@ def sketch(episode: Episode, outputs: Tensor) -> Tensor:
     predictions = outputs[0, :, :, 0].cpu()[:, order]
     curves = [(truth, TRUTH), *([(predictions[0], BEFORE)] if len(predictions) > 1 else []), (predictions[-1], AFTER)]
     width, height = SKETCH
-    top = 1.5 * float(truth.abs().max()) + 0.1  # of the picture; predictions beyond it run along its edge
+    top = 1.5 * float(truth.abs().max()) + 0.1  # of the picture; predictions beyond it are drawn at its edge
     left, right = float(x[0]), float(x[-1])
 
     def place(across: Tensor, up: Tensor) -> list[tuple[float, float]]:

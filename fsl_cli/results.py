@@ -1,4 +1,4 @@
-"""What an evaluation is reported with: its protocol, the line that is printed, result.json and episodes.csv."""
+"""The report of an evaluation: its protocol, the printed line, result.json and episodes.csv."""
 
 import csv
 import json
@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Renames the result of a run that goes on from `step`, so that none stands there for the run until it has its own."""
+    """Renames the result of a run that is extended from `step`, since it no longer describes the run."""
     path = folder / "result.json"
     if path.exists():
         path.rename(folder / f"result_of_{step}_steps.json")
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuses a folder in which a run or a result lies already."""
+    """Refuses a folder that already holds a run or a result."""
     if any((folder / name).exists() for name in ("result.json", "last.pt", "best.pt")):
         raise ValueError(f"out = {folder} already holds a run or a result. Choose another folder.")
 
 
 def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
-    """How many classes of a split have the names of classes that were trained on; if there are any, the log says so."""
+    """Returns how many classes of a split have names of trained classes; logs it if there are any."""
     asked = data.class_names(split)
     both = len(set(seen) & set(asked))
     if both:
@@ -47,7 +47,7 @@ def warn_of_seen(seen: list[str], data: Packed | Drawn, split: str) -> int:
 def protocol(
     cfg: DictConfig, algo: Algorithm, names: dict[str, str], sampler: Sampler, data: Packed | Drawn, split: str
 ) -> dict[str, Any]:
-    """Everything that an accuracy must be read with."""
+    """Everything needed to interpret an accuracy."""
     options: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
     return {
         "episodes": cfg.episodes,
@@ -67,7 +67,7 @@ def protocol(
 
 
 def source(path: str | None, content: dict[str, Any] | None) -> dict[str, Any]:
-    """Which checkpoint an accuracy belongs to, if any."""
+    """The checkpoint that an accuracy belongs to, if any."""
     if path is None or content is None:
         return {"trained_by": None, "train_seed": None, "train_on_val": None, "step": None, "checkpoint": None}
     choices, step = content["choices"], content["step"]
@@ -93,7 +93,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def _errors(result: dict[str, Any]) -> str:
-    """The error, for algorithms with inner steps after some of them."""
+    """The mean squared error; for algorithms with inner steps, after some of them."""
     if "adaptation_ci95" not in result:
         return MSE.text(result["mse"], result["ci95"])
     pairs = list(zip(result["adaptation_curve"], result["adaptation_ci95"], strict=True))
@@ -102,7 +102,7 @@ def _errors(result: dict[str, Any]) -> str:
 
 
 def write(folder: Path, result: dict[str, Any], scores: Scores | Errors) -> None:
-    """Writes what every episode came to, and then result.json: a run that has it is finished."""
+    """Writes episodes.csv, and then result.json, which marks the run as finished."""
     with whole(folder / "episodes.csv", newline="") as file:
         table = csv.writer(file)
         table.writerow(["episode", *scores.columns])

@@ -1,6 +1,6 @@
-"""Scoring an algorithm on a fixed list of episodes; training validates with the same code that evaluates.
+"""Scores an algorithm on a fixed list of episodes; validation and evaluation use the same code.
 
-Several processes share the list out and gather the scores, so that all of them come to the same accuracy.
+Several processes share the list and gather the scores, so that all of them get the same accuracy.
 """
 
 import logging
@@ -20,8 +20,8 @@ from fsl_cli.store import Store
 
 log = logging.getLogger(__name__)
 
-CACHED_VALUES = 2**28  # of embeddings that are scored from at once: for episodes of all classes they are many
-CURVE_EPISODES = 48  # at most: of a whole list it would take as long again as the accuracy
+CACHED_VALUES = 2**28  # most numbers in the embeddings scored at once; limits memory for large ways
+CURVE_EPISODES = 48  # at most: for all episodes it would take as long as the accuracy itself
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def score(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> 
 
 
 def _score(algo: Algorithm, store: AnyStore, sampler: Sampler, part: slice) -> list[Scores] | list[Errors]:
-    """The scores of a part of the list, batch by batch."""
+    """Scores a part of the list, batch by batch."""
     indices = sampler.fixed(part.start, part.stop)
     if isinstance(store, Store) and isinstance(indices, Indices) and algo.bulk and algo.norm == "running":
         return _score_cached(algo, store, indices, sampler.shot)
@@ -73,7 +73,7 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
 
 @torch.no_grad()
 def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> list[float]:
-    """Query accuracy before and after each inner step, over the first few of `episodes`; empty for bulk algorithms."""
+    """Query accuracy before and after each inner step, over the first few episodes; empty for bulk algorithms."""
     if algo.bulk:
         return []
     training = algo.training

@@ -1,4 +1,4 @@
-"""Where episodes come from: the sampler and the store that go with a data set, be it of items or of functions."""
+"""The sampler and the store of a data set, whether it has items or functions."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ AnyStore = ItemStore | FunctionStore
 
 
 def open_store(data: Packed | Drawn, place: torch.device, budget: float, model: Embedding) -> AnyStore:
-    """What makes episodes of the data for `model` on the device, of which they may take `budget` bytes."""
+    """The store of a data set for `model`, which may keep `budget` bytes on the device."""
     if isinstance(data, Drawn):
         return FunctionStore(place)
     if isinstance(model, TextEmbedding):
@@ -31,9 +31,9 @@ def open_store(data: Packed | Drawn, place: torch.device, budget: float, model: 
 
 
 def contents(data: Packed | Drawn, split: str) -> str | None:
-    """A short hash of what a split holds: which classes of how many items, and of texts what they say; None of curves.
+    """A short hash of a split: its class names and numbers of items, and the texts if it has any; None for functions.
 
-    Pixels are left out: other versions of a decoder make others of the same file.
+    Pixels are left out, because versions of an image decoder differ.
     """
     if isinstance(data, Drawn):
         return None
@@ -48,14 +48,14 @@ def contents(data: Packed | Drawn, split: str) -> str | None:
 def open_sampler(
     data: Packed | Drawn, split: str, shape: tuple[Any, Any, int, int], seed: int, stream: int, prefix: str = "task."
 ) -> Sampler:
-    """What draws episodes of `shape` (way, shot, queries, tasks) from a split."""
+    """A sampler of episodes of `shape` (way, shot, queries, tasks) from a split."""
     if isinstance(data, Drawn):
         return FunctionSampler(data, *shape, seed, stream, prefix)
     return EpisodeSampler(data.classes(split), *shape, seed, stream, prefix)
 
 
 def evaluation_sampler(cfg: DictConfig, data: Packed | Drawn, split: str, seed: int) -> Sampler:
-    """The fixed episodes of a split."""
+    """The sampler of the fixed evaluation episodes of a split."""
     if split not in EVALUATION:
         raise ValueError(f"split = {split!r}, but {data.name} has {', '.join(EVALUATION)}. Choose one of them.")
     if cfg.task.queries < 1:

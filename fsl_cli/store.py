@@ -1,4 +1,4 @@
-"""The gathering of items into episodes and batches on the device."""
+"""Gathers items into episodes and batches on the device."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ItemStore(ABC):
-    """Makes episodes and batches, on the device, of what a subclass gathers for items."""
+    """Makes episodes and batches on the device from what a subclass gathers: items, or their embeddings."""
 
     device: torch.device
     augment: Augment
@@ -25,21 +25,21 @@ class ItemStore(ABC):
     @property
     @abstractmethod
     def near(self) -> bool:
-        """Whether batches are at hand at once, and need not be fetched ahead."""
+        """Whether the data are on the device, so that batches need no prefetching."""
 
     @abstractmethod
     def gather(self, indices: Indices) -> Tensor:
-        """What stands for items, `[..., *item]`, for indices `[...]`."""
+        """Items, or their embeddings, `[..., *item]` for indices `[...]`."""
 
     def vary(self, indices: P, seed: int, step: int) -> P:
-        """The same items, with the random numbers that training step `step` augments them by, if it does."""
+        """The same indices, with the random numbers for the augmentation in training step `step`, if there is any."""
         if isinstance(indices, Points) or not self.augment:
             return indices
         draws = generator(seed, AUGMENT, step).random((*indices.items.shape, DRAWS), dtype=np.float32)
         return indices._replace(draws=draws)
 
     def episodes(self, indices: Indices | Points, shot: int) -> Episode:
-        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are slots of the way."""
+        """A meta-batch of episodes from indices `[tasks, way, shot + queries]`; targets are one-hot."""
         assert isinstance(indices, Indices), "a store holds items"
         return split(self.gather(indices), shot)
 
@@ -52,7 +52,7 @@ class ItemStore(ABC):
 class Store(ItemStore):
     """The items of a data set themselves: images as floats in [0, 1], or texts as tokens.
 
-    They lie on the device if they take at most `budget` bytes, else they stay in the memory map and only a batch travels.
+    They are kept on the device if they take at most `budget` bytes; otherwise each batch is copied from the memory map.
     """
 
     def __init__(
@@ -63,25 +63,25 @@ class Store(ItemStore):
         augment: Augment | None = None,
         texts: list[str] | None = None,
     ) -> None:
-        """`texts`: what the items are tokens of, to be shown."""
+        """`texts`: the texts whose tokens the items are, for pictures of episodes."""
         self.texts = texts
         self.device, self.augment = device, augment or Augment()
         self.resident = torch.tensor(np.asarray(items), device=device) if items.nbytes <= budget else None
         self.items = items  # uint8 [n, C, H, W], or int64 [n, length]
         self.shape = items.shape[1:]
-        self.lengths = (items != 0).sum(1) if items.ndim == 2 else None  # [n] tokens; those of an image: None
+        self.lengths = (items != 0).sum(1) if items.ndim == 2 else None  # number of tokens [n]; None for images
         if self.lengths is not None:
             return
         height, width = self.shape[-2:]
         pixels = np.arange(height * width).reshape(height, width)
-        turns = range(4 if height == width else 1)  # what is not square cannot be turned
+        turns = range(4 if height == width else 1)  # only squares can be rotated
         turned = np.stack([np.rot90(side, k).flatten() for side in (pixels, np.fliplr(pixels)) for k in turns])
         self.turned = torch.as_tensor(turned, device=device)  # [turns, H * W]: where each pixel of a turned item comes from
 
     def gather(self, indices: Indices) -> Tensor:
         """Items `[..., *item]` for indices `[...]`."""
         items = self._fetch(indices.items.ravel())  # [n, C, H, W] or [n, length]
-        if self.lengths is not None:  # what all these texts leave empty would be computed in vain
+        if self.lengths is not None:  # cuts the padding that all these texts share
             return items[:, : max(1, self.lengths[indices.items].max())].unflatten(0, indices.items.shape)
         if indices.turns.any():
             turns = send(indices.turns.ravel(), self.device)
@@ -95,7 +95,7 @@ class Store(ItemStore):
     def _fetch(self, numbers: np.ndarray) -> Tensor:
         if self.resident is not None:
             return self.resident[send(numbers, self.device)]
-        return send(np.take(self.items, numbers, axis=0), self.device)  # np.take lets other threads run meanwhile
+        return send(np.take(self.items, numbers, axis=0), self.device)  # np.take releases the GIL
 
     @property
     def near(self) -> bool:
@@ -103,13 +103,13 @@ class Store(ItemStore):
 
 
 def send(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor on the device; a GPU is not waited for."""
+    """Copies an array to the device, without waiting for a GPU."""
     tensor = torch.as_tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Ahead(Generic[T]):
-    """`prepare(step)` for step after step, with the next one prepared by a thread while this one is worked on."""
+    """Calls `prepare(step)` for consecutive steps; a thread prepares the next one while this one is used."""
 
     def __init__(self, prepare: Callable[[int], T]) -> None:
         self.prepare = prepare

@@ -1,4 +1,4 @@
-"""Structures of tensors: tuples, named tuples and dictionaries of them, however deep."""
+"""Nested structures of tensors: tuples, named tuples and dictionaries."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def map_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A structure with every tensor changed."""
+    """Applies `change` to every tensor of a structure."""
     if isinstance(structure, Tensor):
         return change(structure)
     if isinstance(structure, Mapping):
@@ -18,14 +18,14 @@ def map_tensors(structure: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def stack(structures: list[Any]) -> Any:
-    """Equal structures of tensors as one, whose tensors have a leading dimension more."""
+    """Stacks the tensors of equal structures along a new first dimension."""
     columns = zip(*(leaves(structure) for structure in structures), strict=True)
     stacked = iter([torch.stack(column) for column in columns])
     return map_tensors(structures[0], lambda _: next(stacked))
 
 
 def leaves(structure: Any) -> Iterator[Tensor]:
-    """The tensors of a structure."""
+    """Iterates over the tensors of a structure."""
     if isinstance(structure, Tensor):
         yield structure
     else:

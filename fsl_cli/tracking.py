@@ -1,4 +1,4 @@
-"""What a training run shows and keeps: progress bar or lines, metrics.jsonl, TensorBoard."""
+"""What a training run shows and records: progress bar, metrics.jsonl, TensorBoard."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, step: int, steps: int, silent: bool = False) -> None:
-        self.lines = ExitStack()  # what is logged while the bar stands goes above it
+        self.lines = ExitStack()  # log lines are printed above the progress bar
         shown = sys.stderr.isatty() and not silent
         if silent:
             folder = Path(self.lines.enter_context(TemporaryDirectory()))
@@ -43,34 +43,34 @@ class Tracker:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not shown)
 
     def step(self) -> None:
-        """One outer step is done."""
+        """Advances the progress bar by one outer step."""
         self.bar.update()
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Puts values beside the progress bar."""
+        """Shows values beside the progress bar."""
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Keeps values of one `kind` (train, val) at an outer step."""
+        """Records values of one `kind` (train, val) at an outer step."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def curve(self, name: str, values: list[float]) -> None:
-        """Keeps what queries are judged by before and after each inner step; the horizontal axis is the inner step."""
+        """Records the measure before and after each inner step; the horizontal axis is the inner step."""
         for inner_step, value in enumerate(values):
             self.board.add_scalar(f"adaptation/{name}", value, inner_step)
 
     def picture(self, name: str, image: Tensor | str, step: int) -> None:
-        """Keeps an image `[3, H, W]` in [0, 1], or a text in its place."""
+        """Records an image `[3, H, W]` in [0, 1], or a text."""
         if isinstance(image, str):
-            self.board.add_text(name, textwrap.indent(image, "    "), step)  # indented, Markdown leaves lines as they are
+            self.board.add_text(name, textwrap.indent(image, "    "), step)  # as code, which keeps its line breaks
         else:
             self.board.add_image(name, image, step)
 
     def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Keeps the settings of the run beside what it came to."""
+        """Records the settings of the run with its final metrics."""
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()}
         self.board.add_hparams(plain, {f"hparam/{name}": value for name, value in metrics.items()}, run_name=".")
 
@@ -86,7 +86,7 @@ class Tracker:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a run folder until the run ends, and refuses one in which another process is at work."""
+    """Locks a run folder, and refuses one that another process has locked."""
     if os.name != "posix":
         yield
         return
@@ -108,7 +108,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def busy(folder: Path) -> bool:
-    """Whether another process is at work in a run folder."""
+    """Whether another process has locked a run folder."""
     try:
         with alone(folder):
             return False
@@ -117,7 +117,7 @@ def busy(folder: Path) -> bool:
 
 
 def _step(line: str) -> int:
-    """The step of a line of metrics.jsonl; a line that a dying process left half written counts as after all."""
+    """The step of a line of metrics.jsonl; an incomplete line, of a killed process, counts as the last."""
     try:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):

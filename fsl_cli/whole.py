@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whenever a process is killed."""
+"""Atomic writing: a file is there as a whole or not at all, even if the process is killed."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 @contextmanager
 def whole(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
-    """A file to write to, under a temporary name; it gets its own, in place of what had it before, when all is on disk."""
+    """Opens a file under a temporary name, and renames it to `path` once it is completely on disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open(mode, newline=newline, encoding=None if "b" in mode else "utf-8") as file:
