@@ -1,4 +1,4 @@
-"""How sure and how good a classifier is, from its own support images: each is judged by what the others teach.
+"""Estimates the confidence and accuracy of a classifier on its own support images, which are left out in turn.
 
 The threshold for refusing an answer (`reject_below=auto`) is chosen the same way: each class in turn is left out and plays the
 unknown one. A threshold from training would not carry over: how probable answers are depends on the number of classes, the
@@ -18,8 +18,8 @@ from fsl_cli.episodes import Episode, Examples
 from fsl_cli.metrics import wilson
 from fsl_cli.structures import map_tensors
 
-DRAW_SEED = 20261121  # of the images that are held out if not all are
-SPREAD = 0.5  # how far, in logarithms, a temperature may well be from 1: few images cannot say much about it
+DRAW_SEED = 20261121  # draws the held-out images if not all are held out
+SPREAD = 0.5  # of the prior on the logarithm of the temperature, centred on 1, since few images say little about it
 
 
 class Estimate(NamedTuple):
@@ -32,11 +32,11 @@ class Estimate(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """The probability below which answers are refused, and what that does to the support images that it was chosen on."""
+    """The threshold below which answers are refused, and its effect on the support images that it was chosen on."""
 
     threshold: float
-    kept: float  # the share of answers for images whose class was known
-    refused: float  # the share of answers for images whose whole class was left out
+    kept: float  # share of answers kept for images of known classes
+    refused: float  # share of answers refused for images whose whole class was left out
     known: int  # images
     unknown: int
 
@@ -44,10 +44,10 @@ class Rejection(NamedTuple):
 def held_out(
     algo: Algorithm, support: Examples, embedded: bool, least: int = 2, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits `[images, way]` of support items while the others are adapted to, and their slots.
+    """Logits `[images, way]` of support items that are left out of the support set, and their class slots.
 
-    One of every class is left out at a time: a class that alone has lost one is what some heads then never answer. Only items
-    of classes with `least` items or more are left out, and at most `limit` of them, drawn evenly; None: all.
+    One item of every class is left out at a time, because some heads never predict a class that has fewer items than the others.
+    Only classes with at least `least` items are used, and at most `limit` items, drawn evenly (None: all).
     """
     slots = support.targets.argmax(1)
     left = _some(torch.nonzero(support.targets.sum(0)[slots] >= least).flatten(), limit)
@@ -61,9 +61,9 @@ def held_out(
 
 
 def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, limit: int) -> Tensor:
-    """Logits `[n, way - 1]` of support items, each while its whole class is left out and the others are adapted to.
+    """Logits `[n, way - 1]` of support items whose whole class is left out of the support set.
 
-    `fixed`: the algorithm has a head for all classes, that of the class left out included. At most `limit` items, drawn evenly.
+    `fixed`: the algorithm has a fixed head, which includes the class left out. At most `limit` items, drawn evenly.
     """
     slots = support.targets.argmax(1)
     chosen = _some(torch.arange(len(slots), device=slots.device), limit)
@@ -77,13 +77,13 @@ def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, li
 
 
 def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor) -> Tensor:
-    """Logits `[len(rows), way]` of some rows of the support while the others, all but the mask `without`, are adapted to."""
+    """Logits `[len(rows), way]` of the support items `rows` after adapting to the support without the mask `without`."""
     batch = Episode(*(map_tensors(support, lambda tensor, cut=cut: tensor[cut].unsqueeze(0)) for cut in (~without, rows)))
     return (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
 
 
 def _some(rows: Tensor, limit: int | None) -> Tensor:
-    """At most `limit` of some rows, drawn evenly by a constant."""
+    """At most `limit` of some rows, drawn evenly with a constant seed."""
     if limit is None or len(rows) <= limit:
         return rows
     drawn = np.sort(np.random.default_rng(DRAW_SEED).permutation(rows.cpu().numpy())[:limit])
@@ -91,7 +91,7 @@ def _some(rows: Tensor, limit: int | None) -> Tensor:
 
 
 def rejection(known: Tensor, unknown: Tensor) -> Rejection:
-    """The threshold that parts best, each kind counted alike, the probabilities of answers for items known and unknown."""
+    """The threshold that best separates the probabilities of known and unknown items, with equal weight for both."""
     values = torch.cat([known, unknown]).unique()
     thresholds = torch.cat([values.new_zeros(1), (values[1:] + values[:-1]) / 2])
     kept = (known >= thresholds.unsqueeze(1)).double().mean(1)
@@ -103,7 +103,7 @@ def rejection(known: Tensor, unknown: Tensor) -> Rejection:
 
 
 def temperature(logits: Tensor, slots: Tensor) -> float:
-    """The temperature under which held-out logits `[folds, way]` are most likely, drawn towards 1; 1 if there are none."""
+    """The most likely temperature of held-out logits `[folds, way]`, with a prior centred on 1; 1 if there are none."""
     logs = np.linspace(-3, 3, 241)
     likely = [
         functional.cross_entropy(logits / math.exp(step), slots, reduction="sum").item() + step**2 / (2 * SPREAD**2)
@@ -121,7 +121,7 @@ def estimate(logits: Tensor, slots: Tensor) -> Estimate:
 
 
 def check_threshold(reject_below: object, auto: bool = False) -> None:
-    """Refuses what is neither a probability nor None nor, for a command, `auto`."""
+    """Refuses anything but a probability, None, or `auto` if that is allowed."""
     if reject_below is None or (auto and reject_below == "auto"):
         return
     if isinstance(reject_below, int | float | np.floating) and not isinstance(reject_below, bool) and 0 <= reject_below <= 1:

@@ -1,4 +1,4 @@
-"""What can be chosen, and what the keys of each choice mean, from the comments in the files of the config groups."""
+"""`fsl algos`, `datasets`, `models` and --help: options and the meaning of their keys, from the comments in the YAML files."""
 
 import ast
 import io
@@ -10,12 +10,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 LISTS = {"algos": "algo", "datasets": "dataset", "models": "model"}
-# A key with its indentation; in the files a comment may follow its value.
+# A key with its indentation, and the comment after its value, if any.
 KEY = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>(?:(?! # ).)*)(?: # (?P<comment>.+))?")
 
 
 def options(group: str) -> dict[str, Traversable]:
-    """The files of a config group by the names of its options, sorted."""
+    """The files of a config group by option name, sorted."""
     entries = files("fsl_cli.configs").joinpath(group).iterdir()
     found = {entry.name.removesuffix(".yaml"): entry for entry in entries if entry.name.endswith(".yaml")}
     return dict(sorted(found.items()))
@@ -29,7 +29,7 @@ def listing(group: str) -> str:
 
 
 def described(command: str, name: str, *rest: str) -> int:
-    """Prints the file of one option of a config group, whose comments say what its keys mean; returns the exit code."""
+    """Prints the YAML file of one option, whose comments explain its keys; returns the exit code."""
     from fsl_cli.config import suggest
 
     known = options(LISTS[command])
@@ -45,17 +45,17 @@ def described(command: str, name: str, *rest: str) -> int:
 
 @contextmanager
 def explaining(command: str) -> Iterator[None]:
-    """Within it, Hydra's help of a command is printed with what each key means beside it."""
+    """Within it, Hydra's help is printed with the meaning of each key beside it."""
     listed = io.StringIO()
     try:
         with redirect_stdout(listed):
             yield
-    finally:  # Hydra leaves by SystemExit
+    finally:  # Hydra exits by SystemExit
         print(_explained(listed.getvalue(), command), end="")
 
 
 def _explained(listed: str, command: str) -> str:
-    """The help with the meanings; a line of it ends with the choices of all groups."""
+    """Adds the meanings to Hydra's help, one line of which lists the choices of all groups."""
     before, mark, config = listed.partition(", with {")
     if not mark:
         return listed
@@ -78,9 +78,9 @@ def _explained(listed: str, command: str) -> str:
 
 
 def _meanings(group: str, name: str) -> dict[str, str]:
-    """The comments on the keys of an option, and of those that its file builds on."""
+    """The comments on the keys of an option, including those of the files that it builds on."""
     known = options(group)
-    if name not in known:  # of a checkpoint
+    if name not in known:  # the option `trained`, of a checkpoint
         return {}
     text = known[name].read_text(encoding="utf-8")
     below = [_meanings(group, base) for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
@@ -88,6 +88,6 @@ def _meanings(group: str, name: str) -> dict[str, str]:
 
 
 def _comments(text: str) -> dict[str, str]:
-    """The comments on the keys that a file has at its top."""
+    """The comments on the top-level keys of a file."""
     found = map(KEY.fullmatch, text.splitlines())
     return {line["key"]: line["comment"] for line in found if line and not line["indent"] and line["comment"]}

@@ -1,4 +1,4 @@
-"""A few-shot algorithm at work on images or texts: `Trained.adapt(images, labels) -> Classifier`, which says what others are."""
+"""A few-shot algorithm applied to images or texts: `Trained.adapt(images, labels)` returns a Classifier."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from fsl_cli.models.texts import TextEmbedding
 UNKNOWN = "unknown"
 BATCH = 32  # images embedded at once
 BEST = 5  # classes in a ranking
-CALIBRATION = 50  # images held out to choose the temperature and what is refused
-ENOUGH = 3  # images that their classes must have: of two, one left out would say too little of both
+CALIBRATION = 50  # most images held out to choose the temperature and the threshold
+ENOUGH = 3  # images of a class, at least, to calibrate on it: of two, leaving one out leaves a single example
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path  # or a text, as a str, for a model that takes texts
 
 
 class Prediction(NamedTuple):
-    """What an image is taken for."""
+    """The answer for an image or text."""
 
     label: str  # the most probable class, or `unknown` if it is not probable enough
     probability: float  # of the most probable class
@@ -39,11 +39,11 @@ class Trained:
     """An algorithm with its weights, ready to adapt to classes of images or texts.
 
     Args:
-        algo: in eval mode, under the norm protocol to be used.
-        make: makes an item uint8 of a picture, given its shape, as the data set of the training did.
-        shape: of an item, `[C, H, W]`; of a text, `[]`.
-        origin: config, choices and data of the checkpoint, as plain values, for the files that are written.
-        way: the number of classes that the algorithm has a head for; None: any.
+        algo: in eval mode, with its norm protocol set.
+        make: converts a picture to a uint8 item of a given shape, as the data set of the training did.
+        shape: of an item: `[C, H, W]`, or `[]` for texts.
+        origin: config, choices and data of the checkpoint, as plain values, for files written by `save`.
+        way: the number of classes of a fixed head; None: any.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Trained:
         self.algo, self.make, self.shape, self.origin, self.way = algo.eval(), make, shape, origin, way
         self.device = next(algo.parameters()).device
         self.what = "images" if shape else "texts"
-        self.embeds = algo.bulk and algo.norm == "running"  # the support set is embedded once, each item by itself
+        self.embeds = algo.bulk and algo.norm == "running"  # embeddings do not depend on the episode
 
     def adapt(self, images: Iterable[Picture], labels: Iterable[object]) -> "Classifier":
         """Learns classes from labelled images or texts, any number of each class.
@@ -67,8 +67,8 @@ class Trained:
             labels: one for each; the names of the classes are `str(label)`.
 
         Raises:
-            ValueError: an image cannot be read, the labels are not as many, or the classes are too few, or not as many as an
-                algorithm with a fixed head was trained for.
+            ValueError: an image cannot be read, the number of labels is wrong, there are fewer than two classes, or another
+                number than that of a fixed head.
         """
         if _is_one(labels):
             raise ValueError(f"The labels are {shown(labels)}, expected a list of them, one for each of the {self.what}.")
@@ -87,7 +87,7 @@ class Trained:
         return items if isinstance(items, np.ndarray) else np.stack(items)
 
     def item(self, image: Picture, number: int = 1) -> np.ndarray:
-        """The item `[C, H, W]` of a picture of any kind; `number` is what a message calls it."""
+        """The item `[C, H, W]` of a picture of any kind; `number`: its number in error messages."""
         if isinstance(image, Tensor):
             image = image.detach().float().cpu().numpy() if image.is_floating_point() else image.cpu().numpy()
         return self.make(open_image(Path(image)) if isinstance(image, str | Path) else as_image(image, number), self.shape)
@@ -109,34 +109,34 @@ class Trained:
                 f"task.way={len(names)}, or use an algorithm without a fixed head, such as algo=protonet."
             )
         slots = np.array([names.index(label) for label in labels])
-        order = np.argsort(slots, kind="stable")  # by class, as episodes are: some algorithms take one of each in turn
+        order = np.argsort(slots, kind="stable")  # sorted by class, as in episodes: some algorithms rely on it
         targets = functional.one_hot(torch.from_numpy(slots[order]).to(self.device), len(names)).float()
         support = Examples(self.embed(items[order]), targets)
         sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))
         return Classifier(self, support, names, sure)
 
     def embed(self, items: np.ndarray) -> Tensor:
-        """What of items does not depend on an episode: embeddings `[n, ...]`, or what a network takes of them."""
+        """Embeddings `[n, ...]` of items if they do not depend on the episode, else the network's inputs."""
         parts = [self.inputs(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
         return torch.cat([self.algo.embed(part) if self.embeds else part for part in parts])
 
     def inputs(self, items: np.ndarray) -> Tensor:
-        """What a network takes: images as floats in 0 to 1, or texts as tokens."""
+        """The network's inputs: images as floats in [0, 1], or texts as tokens."""
         if isinstance(self.algo.model, TextEmbedding):
             tokens = torch.from_numpy(self.algo.model.encode(to_texts(items)))
-            # Support and query must be of one length only where they go through the network together.
+            # Support and query need the same length only if they pass through the network together.
             return (tokens[:, : max(1, int(tokens.count_nonzero(1).max()))] if self.embeds else tokens).to(self.device)
         return torch.from_numpy(np.ascontiguousarray(items)).to(self.device).float() / 255
 
 
 class Classifier:
-    """An algorithm that has adapted to classes: `classifier(images)` says what each image is.
+    """An algorithm adapted to classes: `classifier(images)` predicts the class of each image.
 
     Args:
-        trained: what has adapted.
-        support: what it has adapted to: embeddings `[n, features]`, or the inputs of the network if `trained.embeds` is false.
+        trained: the algorithm.
+        support: its support set: embeddings `[n, features]`, or the network's inputs if `trained.embeds` is false.
         names: of the classes.
-        temperature: divides the logits, so that probabilities are as often right as they say.
+        temperature: divides the logits, so that probabilities are calibrated.
     """
 
     @torch.no_grad()
@@ -149,20 +149,20 @@ class Classifier:
             self.predictor = trained.algo.fit(support)
 
     def __call__(self, images: Iterable[Picture], reject_below: float | None = None) -> list[Prediction]:
-        """What each image or text is.
+        """Predicts the class of each image or text.
 
         Args:
             images: as for `Trained.adapt`.
-            reject_below: where no class has this probability, the answer is `unknown`.
+            reject_below: the answer is `unknown` if no class has this probability.
 
         Raises:
-            ValueError: an image cannot be read, `reject_below` is no probability, or a class is itself called `unknown`.
+            ValueError: an image cannot be read, `reject_below` is no probability, or a class has the name `unknown`.
         """
         return self.classify(self.trained.items(images), reject_below)
 
     @torch.no_grad()
     def classify(self, items: np.ndarray, reject_below: float | None = None) -> list[Prediction]:
-        """What each of items `[n, C, H, W]`, or texts `[n]`, is."""
+        """Predicts the class of each of the items `[n, C, H, W]`, or texts `[n]`."""
         check_threshold(reject_below)
         if reject_below is not None:
             self._refuse_unknown()
@@ -177,17 +177,17 @@ class Classifier:
         return answers
 
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Probabilities `[n, way]` of what the network takes, `[n, ...]`."""
+        """Probabilities `[n, way]` for network inputs `[n, ...]`."""
         return functional.softmax(self.predictor(inputs) / self.temperature, dim=-1)
 
     @torch.no_grad()
     def leave_one_out(self) -> Estimate:
-        """The accuracy on the support images, each judged by what was learned without it and one of every other class."""
+        """The accuracy on support items that are left out, one of each class at a time."""
         return estimate(*held_out(self.trained.algo, self.support, self.trained.embeds))
 
     @torch.no_grad()
     def rejection(self) -> Rejection:
-        """The `reject_below` that best tells support images that were left out from those left out with their whole class."""
+        """The `reject_below` that best separates support items left out alone from those left out with their whole class."""
         self._refuse_unknown()
         trained, support = self.trained, self.support
         if len(self.names) < 3 or support.targets.sum(0).max() < 2:
@@ -212,7 +212,7 @@ class Classifier:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes a classifier file: the weights, and what was learned, as tensors and plain values."""
+        """Writes a classifier file: the weights and the support set, as tensors and plain values."""
         pixels = not self.trained.embeds and self.support.inputs.is_floating_point()
         inputs = (self.support.inputs * 255).round().to(torch.uint8) if pixels else self.support.inputs
         learned = {
@@ -227,7 +227,7 @@ class Classifier:
 
 
 def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
-    """The classifier whose `save` wrote `learned`."""
+    """Restores the classifier from what its `save` wrote."""
     inputs, names = learned["inputs"].to(trained.device), learned["names"]
     targets = functional.one_hot(learned["slots"].to(trained.device), len(names)).float()
     inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
@@ -235,7 +235,7 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
 
 
 def _is_one(images: object) -> bool:
-    """Whether this is a single image or text in place of several, whose rows or letters would be taken for them."""
+    """Whether this is a single image, text or label instead of several, whose rows or letters would be taken for them."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim in (0, 2) or (images.ndim == 3 and bool({*CHANNELS} & {images.shape[0], images.shape[2]}))
     return isinstance(images, str | bytes) or not isinstance(images, Iterable)

@@ -1,4 +1,4 @@
-"""`fsl COMMAND key=value ...`: picks the command and hands the rest to Hydra. Imports nothing slow before it must."""
+"""`fsl COMMAND key=value ...`: picks the command and passes the rest to Hydra. Slow imports wait until they are needed."""
 
 import importlib
 import io
@@ -30,10 +30,10 @@ usage: fsl COMMAND [key=value ...]
 fsl COMMAND --help lists every option, fsl COMMAND --cfg job the options as they would be used.
 """
 COMMANDS = ("train", "evaluate", "report", "data", "predict", "adapt", "export")
-# Options of the groups that other commands share with fsl train, which they would accept and not read.
+# Options of shared config groups that only fsl train reads; other commands refuse them.
 TRAINING = ("task.train_way", "task.train_shot", "task.train_queries", "task.tasks", "device.compile", "device.graph",
             "dataset.crop", "dataset.flip", "dataset.jitter")  # fmt: skip
-# Of Hydra, which wants them first or last: here they may stand anywhere.
+# Hydra's flags, which here may stand anywhere.
 FLAGS = {"-h", "--help", "--hydra-help", "--version", "-m", "--multirun", "-r", "--run", "--resolve"}
 VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
 
@@ -41,7 +41,7 @@ VALUED = {"-c", "--cfg", "-p", "--package", "-i", "--info", "-cd", "--config-dir
 def main() -> None:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign, such as the one in 97.8 ± 0.2, shows its number
+        if isinstance(stream, io.TextIOWrapper):  # print escapes for characters that the terminal lacks, such as ±
             stream.reconfigure(errors="backslashreplace")
     try:
         code = dispatch(*(sys.argv[1:] or ["--help"]))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def dispatch(command: str, *rest: str) -> int:
-    """Does what the first word says; returns the exit code."""
+    """Runs the command named by the first word; returns the exit code."""
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
     elif command in ("-V", "--version"):
@@ -71,7 +71,7 @@ def dispatch(command: str, *rest: str) -> int:
 
 
 def checked(command: str, overrides: list[str]) -> list[str]:
-    """The overrides with names of files quoted; refuses what would end in Hydra's own words."""
+    """The overrides with file names quoted; refuses what would end in an error of Hydra."""
     from fsl_cli.config import RECIPES, suggest
     from fsl_cli.overrides import PATHS, expanded, quoted, sweeps, typed
 
@@ -104,9 +104,9 @@ def checked(command: str, overrides: list[str]) -> list[str]:
     for name in words["recipe"].split(",") if "recipe" in words else ():
         if name in ("", "null"):
             raise ValueError("recipe = null, but a run without its recipe is asked for by ~recipe. Write that.")
-        if name not in known:  # Hydra would go on without it: not all algorithms have one for every data set
+        if name not in known:  # Hydra would ignore it, because recipes are optional
             raise ValueError(f"recipe = {name!r}, but there is no configs/recipe/{name}.yaml.{suggest(name, known)}")
-    if "recipe" in removed:  # those of its task and model go with it
+    if "recipe" in removed:  # also removes the recipes of task and model
         overrides = [*overrides, *(f"~{group}" for group in RECIPES[1:] if group not in removed)]
     if not sweeps(flags):
         return quoted(overrides)
@@ -118,12 +118,12 @@ def checked(command: str, overrides: list[str]) -> list[str]:
     for key in ("checkpoint", "classifier"):
         if "," in words.get(key, ""):
             raise ValueError(f"{key} = {words[key]}, but a sweep has one. Run fsl {command} for each of them.")
-    # In a path, a comma stands between two of them.
+    # A comma separates the values of a sweep, also between paths.
     return [expanded(word) if "," in word else quoted([word])[0] for word in overrides]
 
 
 def apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """The flags of Hydra with their values, wherever they stand, and the other words."""
+    """Separates Hydra's flags, with their values, from the other words."""
     flags: list[str] = []
     others: list[str] = []
     rest = iter(words)
@@ -138,20 +138,20 @@ def apart(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def interrupted() -> int:
-    """Says so; returns the exit code."""
+    """Reports the interruption; returns the exit code."""
     print("Interrupted.", file=sys.stderr)
     return 130
 
 
 def unread() -> int:
-    """Ends well where what is printed is piped to a program that has read enough; returns the exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be flushed there
+    """Ends without an error if the reader of a pipe has closed it; returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the final flush succeeds
     return 0
 
 
 def refuse_folder(error: Exception, key: str) -> None:
-    """Refuses the folder of a run that cannot be made, or in which no log can be written, under its key."""
-    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging says only that it cannot
+    """Refuses a run folder that cannot be created, or in which the log cannot be written, naming its key."""
+    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging hides the reason behind a ValueError
     if isinstance(cause, OSError) and cause.filename:
         raise ValueError(
             f"{key}: {cause.filename} cannot be made or written ({cause.strerror}). Choose another folder: {key}=PATH."
@@ -160,10 +160,10 @@ def refuse_folder(error: Exception, key: str) -> None:
 
 def run(command: str, overrides: list[str]) -> int:
     """Runs a command through Hydra; returns the exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the sentence is ours
-    # Read when torch is imported; the other library waits for the device, which no CUDA graph can hold.
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and we print the sentence
+    # Read when torch is imported. The other library, MAGMA, synchronises, which a CUDA graph cannot capture.
     os.environ.setdefault("TORCH_LINALG_PREFER_CUSOLVER", "1")
-    logging.raiseExceptions = False  # what is printed may be piped to a program that has read enough
+    logging.raiseExceptions = False  # a pipe may be closed by its reader
     try:
         from fsl_cli.errors import Told, explain
     except KeyboardInterrupt:  # the import takes seconds
@@ -182,7 +182,7 @@ def run(command: str, overrides: list[str]) -> int:
         try:
             with choices.explaining(command) if asks_help(flags) and "--hydra-help" not in flags else nullcontext():
                 module.main()
-        except (OSError, ValueError) as error:  # of Hydra: what a job raises is told there
+        except (OSError, ValueError) as error:  # raised by Hydra; errors of a job are reported there
             refuse_folder(error, "hydra.sweep.dir" if sweeps(flags) else "out")
             raise
         parallel.leave()

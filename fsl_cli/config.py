@@ -1,4 +1,4 @@
-"""`build`, which makes objects of config nodes, and what commands ask of a config."""
+"""Checks configs, and builds the objects that their nodes describe."""
 
 import difflib
 import importlib
@@ -21,17 +21,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 ALLOWED = ("fsl_cli.algos", "fsl_cli.models", "fsl_cli.datasets", "torch.optim")
-OWN = "FSL_MODULES"  # an environment variable: other modules that configs may name, parted by commas
+OWN = "FSL_MODULES"  # an environment variable: further modules that configs may name, separated by commas
 GROUPS = ("model", "dataset", "optimizer", "schedule", "algo")
 
-PLACES = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir")  # keys of where things lie
-RECIPES = ("recipe", "recipe/task", "recipe/model")  # groups that follow from the names of others
+PLACES = ("out", "resume", "data_dir", "cache_dir", "dataset.data_dir", "dataset.cache_dir")  # keys of files and folders
+RECIPES = ("recipe", "recipe/task", "recipe/model")  # groups whose options are chosen by the names of others
 
-EXAMPLES = {"a whole number": 10, "a number": 0.1}  # the other kinds say themselves how to write one
+EXAMPLES = {"a whole number": 10, "a number": 0.1}  # for messages; the names of other kinds explain themselves
 
-# What the caller of `build` supplies: a YAML need not, and may not, give it.
+# Arguments that the caller of `build` supplies, and a YAML must not.
 GIVEN = {
-    "model": ("item_shape", "blank"),  # blank: no weights are needed, those of a checkpoint follow
+    "model": ("item_shape", "blank"),  # blank: skip pretrained weights, those of a checkpoint follow
     "algo": ("model", "classes", "regression"),
     "optimizer": ("params",),
     "schedule": ("optimizer",),
@@ -48,7 +48,7 @@ def check(cfg: DictConfig) -> None:
         kind = OmegaConf.get_type(node) if node is not None else None
         known = [field.name for field in fields(kind)] if is_dataclass(kind) else node or ()
         for name in node or ():
-            if name not in known:  # Hydra lets +key=value add what nothing reads
+            if name not in known:  # with +key=value, Hydra adds keys that nothing reads
                 raise ValueError(f"There is no key {prefix}{name}.{suggest(str(name), known)}")
     for key, least in (("steps", 1), ("eval_every", 1), ("val_episodes", 2), ("checkpoint_every", 1), ("log_every", 1),
                        ("episodes", 2), ("episode", 0), ("seed", 0), ("early_stop", 1), ("device.processes", 1),
@@ -87,7 +87,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
-    """The config of a command, for Python, and what was chosen of each group; also from within a Hydra program."""
+    """Composes the config of a command from Python, also inside a Hydra program; returns it with the choice of each group."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -100,19 +100,19 @@ def composed(command: str, overrides: list[str]) -> tuple[DictConfig, dict[str, 
 
 
 def offer(groups: Mapping[str, Any]) -> None:
-    """Makes what a checkpoint was trained with known to Hydra as option `trained` of each group."""
+    """Registers the settings of a checkpoint with Hydra, as option `trained` of each group."""
     for group, node in groups.items():
         ConfigStore.instance().store(group=group, name="trained", node=node)
 
 
 def run_folder() -> Path:
-    """The folder of the running job, as the user would type it."""
+    """The folder of the running job, relative to the working directory if it is below that."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def recipes(choices: Mapping[str, str]) -> list[str]:
-    """The recipes of a job: not every algorithm has one for a data set, a task or a model, and Hydra goes on without."""
+    """The recipes that apply to a job; recipes are optional, so Hydra ignores those that do not exist."""
     sources = [source for source in HydraConfig.get().runtime.config_sources if source.path]
     folders = [files(source.path) if source.schema == "pkg" else Path(source.path) for source in sources]
     names = [(group, choices[group]) for group in RECIPES if choices.get(group)]
@@ -120,19 +120,19 @@ def recipes(choices: Mapping[str, str]) -> list[str]:
 
 
 def build(node: Any, key: str, **given: Any) -> Any:
-    """Makes the object that config node `key` describes, with the arguments `given` in addition to the node's own."""
+    """Builds the object that config node `key` describes, from its own arguments and those `given`."""
     constructor, kwargs = arguments(node, key)
     wanted = {name: value for name, value in given.items() if name in inspect.signature(constructor).parameters}
     try:
         return constructor(**kwargs, **wanted)
     except (ValueError, TypeError) as error:
         message = str(error)
-        named = message.startswith(key) or "." in message.split(" ")[0]  # it begins with a key, as algo.inner_lr
+        named = message.startswith(key) or "." in message.split(" ")[0]  # it starts with a key, as algo.inner_lr
         raise ValueError(message if named else f"{key}: {message}") from error
 
 
 def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
-    """The constructor that a config node names and its arguments, checked against names and annotations."""
+    """The constructor that a config node names, and its arguments, checked against the names and annotations of parameters."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{key} = {node!r}, but a group is chosen by its name: {key}=NAME with a file configs/{key}/NAME.yaml.")
     plain: Any = OmegaConf.to_container(node, resolve=True)
@@ -153,29 +153,29 @@ def arguments(node: Any, key: str) -> tuple[type, dict[str, Any]]:
 
 
 def head_width(algo: DictConfig) -> int | None:
-    """The number of classes that an algorithm has a head for; None: any, for it has none or makes one for every episode."""
+    """The number of classes that an algorithm has a fixed head for; None if it takes any number."""
     kind, options = arguments(algo, "algo")
-    made: Any = kind  # an Algorithm: to import that would make every command wait for torch
+    made: Any = kind  # an Algorithm, not imported here because every command would wait for torch
     return None if "way" in made.idle(options, training=False) else options.get("way")
 
 
 def must_be(key: str, value: str, kind: str) -> str:
-    """What is said of a value that is of another kind."""
+    """The message for a value of the wrong kind."""
     example = f" Write one, such as {key}={EXAMPLES[kind]}." if kind in EXAMPLES else ""
-    if re.search(r"\d\.\.\.?\d", value):  # as a shell writes a range
+    if re.search(r"\d\.\.\.?\d", value):  # a range, as in a shell
         example = f" To run several, add -m and list them: {key}=0,1,2."
     return f"{key} = {value}, but it must be {kind}.{example}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean ...?` if something known is close, else the list of what is known."""
+    """`Did you mean ...?` if a known name is close, else the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(known)}."
 
 
 def locate(target: Any, key: str) -> type:
-    """The class called `target`, only if it is defined in a module that configs may name."""
+    """Imports the class `target`, if configs may name its module."""
     module, _, name = str(target).rpartition(".")
     refusal = ValueError(
         f"{key}._target_ = {target!r}, but it must be a class of {', '.join(ALLOWED)}. Configs from strangers can name any code; "
@@ -198,7 +198,7 @@ def _allowed(module: str) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain config value is what an annotation asks for; an annotation that no YAML could meet admits all."""
+    """Whether a plain config value matches an annotation; annotations that no YAML could match accept everything."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)

@@ -1,4 +1,4 @@
-"""`fsl data prepare`: pack a data set ahead of time and say what it holds. `fsl data show`: draw one of its episodes."""
+"""`fsl data prepare` packs a data set ahead of time and describes it; `fsl data show` draws one of its episodes."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Turns the first word, prepare or show, into an option."""
+    """Turns the first word, prepare or show, into the option `action`."""
     if asks_help(overrides):
         return [word for word in overrides if word not in ACTIONS]
     if not overrides or overrides[0] not in ACTIONS:
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> None:
-    """Packs the data set if it is not packed, and describes it or draws an episode."""
+    """Packs the data set if necessary, and describes it or draws an episode."""
     check(cfg)
     start = time.perf_counter()
     data = build(cfg.dataset, "dataset").load()
@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def describe(data: Packed) -> list[str]:
-    """What a packed data set holds, and whether an item stands in two classes or two splits."""
+    """Describes a packed data set, with the results of `checks`."""
     what = "images" if data.item_shape else "texts"
     size = " of " + "x".join(map(str, data.item_shape)) if data.item_shape else ""
     counts = np.asarray(data.counts)
@@ -80,7 +80,7 @@ def describe(data: Packed) -> list[str]:
 
 
 def checks(data: Packed) -> list[str]:
-    """Whether a class is in two splits, and how many items stand twice, within a class or across classes and splits."""
+    """Checks whether a class is in two splits, and how many items occur twice, within a class or across classes and splits."""
     members = [np.asarray(data.splits[split], dtype=np.int64) for split in SPLITS]
     split_of = np.full(len(data.counts), -1)
     for number, own in enumerate(members):
@@ -100,8 +100,8 @@ def checks(data: Packed) -> list[str]:
 
 
 def show(data: Packed, cfg: DictConfig) -> str:
-    """Draws an evaluation episode, a row for each class, support framed grey, queries green, or writes down its texts; returns
-    what and where.
+    """Draws an evaluation episode (a row for each class, support framed grey, queries green), or writes its texts; returns
+    the line to print.
     """
     task = cfg.task
     filled = [split for split in SPLITS if len(data.splits[split]) > 0]

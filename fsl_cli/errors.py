@@ -1,4 +1,4 @@
-"""How a mistake or a failure ends: one sentence on stderr and in the run's log, exit code 2 for usage and 1 for a failed run."""
+"""Turns errors into one sentence on stderr and in the run's log, with exit code 2 for usage and 1 for a failed run."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ from torch import distributed
 from fsl_cli.config import GROUPS, flat, must_be, suggest
 from fsl_cli.schema import COMMANDS
 
-# Where only the message tells: on a CPU, and of the libraries on a GPU that have their own memory.
+# Messages of failed allocations without an exception type of their own: on a CPU, and in libraries on a GPU.
 NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -28,18 +28,18 @@ NO_MEMORY = (
     "ALLOCATION_FAILED",
     "unable to find an engine",
 )
-# What OmegaConf calls the types of values.
+# OmegaConf's names of types, in plain words.
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 log = logging.getLogger(__name__)
 
 
 class RunError(RuntimeError):
-    """A run that was asked for rightly and failed all the same."""
+    """A failed run whose command was correct (exit code 1)."""
 
 
-class Told(Exception):  # noqa: N818 - not an error of its own: it carries the exit code of one that was told
-    """Ends the program after the user has read why."""
+class Told(Exception):  # noqa: N818 - not an error itself, but the exit code of one already reported
+    """Ends the program after the error has been reported."""
 
     def __init__(self, sentence: str, code: int) -> None:
         super().__init__(sentence)
@@ -47,7 +47,7 @@ class Told(Exception):  # noqa: N818 - not an error of its own: it carries the e
 
 
 def run_and_report(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Runs a job; an error that `explain` knows is logged at once, so that in a sweep every failed job says why."""
+    """Runs a job; logs an error that `explain` knows at once, so that every failed job of a sweep says why."""
     record = Path(HydraConfig.get().runtime.output_dir) / f"{HydraConfig.get().job.name}.log"
     before = _size(record)
     try:
@@ -56,13 +56,13 @@ def run_and_report(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         explained = explain(error)
         if explained is None:
             raise
-        if explained[1] == 2 and _size(record) == before:  # refused at once: no part of what is in the folder
+        if explained[1] == 2 and _size(record) == before:  # refused before it wrote anything: leave the folder's log alone
             for handler in log.handlers[:]:
                 if isinstance(handler, logging.FileHandler):
                     log.removeHandler(handler)
             _leave_nothing(record)
         log.error(explained[0])
-        # Hydra goes on with the other jobs; of several processes one would be at the next job while another waits in this one.
+        # Hydra continues with the next job, but not with several processes: one would start it while others wait in this one.
         if HydraConfig.get().mode == RunMode.MULTIRUN and not distributed.is_initialized():
             raise Told(*explained) from error
         raise SystemExit(explained[1]) from error
@@ -73,22 +73,22 @@ def _size(file: Path) -> int:
 
 
 def _leave_nothing(record: Path) -> None:
-    """Removes the folder of a run that was refused before it wrote anything; `record` is its log."""
-    with suppress(OSError):  # there is no log, one that is open cannot be removed everywhere, or there is more in the folder
+    """Removes the folder of a run that was refused before it wrote anything; `record`: its log."""
+    with suppress(OSError):  # no log, an open file on Windows, or more in the folder
         if not _size(record):
             record.unlink()
             record.parent.rmdir()
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """The sentence and the exit code for an error, or None for a defect of ours, which deserves its traceback."""
+    """The sentence and exit code for an error; None for a bug, whose traceback is shown."""
     if isinstance(error, OmegaConfBaseException | HydraException):
         return _configuration(error), 2
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
         return f"{place}: it is no YAML ({error.problem}). Mend it.", 2
     if out_of_memory(error):
-        said = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""  # the libraries of a GPU may mean something else
+        said = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""  # GPU libraries may mean another error
         return f"Out of memory{said}. Lower device.task_chunk or task.tasks, or use a smaller model.", 1
     if isinstance(error, RunError):
         return str(error), 1
@@ -108,7 +108,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _configuration(error: BaseException) -> str:
-    """Hydra's and OmegaConf's errors, which carry the reason in their cause, in one sentence."""
+    """One sentence for an error of Hydra or OmegaConf, whose cause has the reason."""
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file and link.options:
@@ -149,7 +149,7 @@ def _configuration(error: BaseException) -> str:
     if twice := re.match(r"Multiple values for ([\w/]+)", str(chain[0])):
         return f"{twice[1]} has two values. Write {twice[1]}=... once, without +."
     setting = re.search(r"In 'algo/(\w+)': Could not override '\w+'", str(chain[0]))
-    if setting:  # of the optimizer or the schedule, which only fsl train has
+    if setting:  # its optimizer or schedule, which only fsl train has
         return (
             f"algo = {setting[1]} must be trained first. Run fsl train algo={setting[1]}, then give checkpoint=best.pt that it "
             "wrote, and leave algo out."
@@ -161,7 +161,7 @@ def _configuration(error: BaseException) -> str:
 
 
 def _within(config: DictConfig, name: str) -> str | None:
-    """The path of the option `name` in a group of a config: that of the task if more than one has it."""
+    """The path of the option `name` in some group of a config; the task comes first if several have it."""
     leaves = flat(OmegaConf.to_container(config, throw_on_missing=False))
     own = [key for key in leaves if key.endswith(f".{name}") and key.partition(".")[0] in (*GROUPS, "task", "device")]
     return min(own, key=lambda key: (not key.startswith("task."), key), default=None)

@@ -1,4 +1,4 @@
-"""`fsl export classifier=FILE format=torch|onnx`: one file that takes images and gives probabilities, without fsl."""
+"""`fsl export classifier=FILE format=torch|onnx`: a single file that maps images to probabilities without fsl."""
 
 import importlib
 import importlib.util
@@ -22,14 +22,14 @@ from fsl_cli.schema import Format, register
 log = logging.getLogger(__name__)
 
 SUFFIX = {Format.torch: ".pt2", Format.onnx: ".onnx"}
-PROBES = (1, 2, 5)  # images in the batches on which the written file is compared
-TOLERANCE = 1e-4  # of a probability
+PROBES = (1, 2, 5)  # batch sizes on which the written file is checked
+TOLERANCE = 1e-4  # largest difference of a probability
 
 register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Nothing needs to be looked up before Hydra composes."""
+    """Returns the overrides unchanged."""
     return overrides
 
 
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes the file, reads it again and compares its answers, and only then gives it its name."""
+    """Writes a draft, compares its answers with those of the classifier, and then renames it."""
     if cfg.classifier is None:
         raise ValueError("classifier has no value. Name a file that fsl adapt wrote: classifier=my_classifier.")
     suffix = SUFFIX[cfg.format]
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> None:
     try:
         try:
             answers = (write_torch if cfg.format == Format.torch else write_onnx)(classifier, draft)
-        except RuntimeError as error:  # of the exporter, which cannot follow every network for any number of images
+        except RuntimeError as error:  # the exporter cannot trace every network for a variable batch
             if out_of_memory(error):
                 raise
             trained = classifier.trained
@@ -84,7 +84,7 @@ class Standalone(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.algo = classifier.trained.algo.to(memory_format=torch.contiguous_format)  # the only one that files hold whole
+        self.algo = classifier.trained.algo.to(memory_format=torch.contiguous_format)  # the only layout that is stored exactly
         self.probabilities = classifier.probabilities
 
     def forward(self, items: Tensor) -> Tensor:
@@ -92,16 +92,16 @@ class Standalone(nn.Module):
 
 
 def probe(classifier: Classifier, images: int) -> Tensor:
-    """Items uint8 `[images, C, H, W]` of noise, the same every time."""
+    """Constant noise as items, uint8 `[images, C, H, W]`."""
     return torch.randint(256, (images, *classifier.trained.shape), generator=torch.Generator().manual_seed(images)).byte()
 
 
 @torch.no_grad()
 def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]:
-    """Writes the classifier by `torch.export`; returns what the written file answers."""
+    """Writes the classifier by `torch.export`; returns the written file as a function."""
     dynamic = ({0: torch.export.Dim("images")},)
     program = torch.export.export(Standalone(classifier).eval(), (probe(classifier, 2),), dynamic_shapes=dynamic)
-    written = io.BytesIO()  # to a file, torch gives the errors of a full disk as its own
+    written = io.BytesIO()  # writing directly, torch would hide the error of a full disk
     torch.export.save(program, written, extra_files={"classes.json": json.dumps(classifier.names)})
     path.write_bytes(written.getvalue())
     return torch.export.load(path).module()
@@ -109,7 +109,7 @@ def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor
 
 @torch.no_grad()
 def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]:
-    """Writes the classifier as ONNX; returns what the written file answers."""
+    """Writes the classifier as ONNX; returns the written file as a function."""
     onnxruntime = importlib.import_module("onnxruntime")
     program = torch.onnx.export(
         Standalone(classifier).eval(),
@@ -129,7 +129,7 @@ def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def compare(classifier: Classifier, answers: Callable[[Tensor], Tensor]) -> float:
-    """The largest difference of a probability between the classifier and the written file; refuses a large one."""
+    """The largest difference of a probability between classifier and written file; raises RunError if it is large."""
     items = [probe(classifier, images) for images in PROBES]
     found = max((answers(part) - classifier.probabilities(part.float() / 255)).abs().max().item() for part in items)
     if not found <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""The user's image files: `FOLDER/<class>/<image>` to learn from, a file or a folder to be judged."""
+"""The user's image files: `FOLDER/<class>/<image>` as support, a file or a folder as query."""
 
 import logging
 import os
@@ -19,25 +19,25 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MESSAGE = 20  # unreadable files that an error names, and files left out that a line does
+MESSAGE = 20  # most files that a message names
 
 
 class Labelled(NamedTuple):
-    """An image file and the class that its folder says."""
+    """An image file and its class, the name of its folder."""
 
     path: Path
     name: str
 
 
 def labelled(folder: str) -> list[Labelled]:
-    """The images of `FOLDER/<class>/<image>`, sorted by class and name; classes may have different numbers of them."""
+    """The images of `FOLDER/<class>/<image>`, sorted by class and name; classes may differ in size."""
     root = there(folder, "support")
     if not root.is_dir():
         raise ValueError(
             f"support = {folder} is a file, expected a folder with a folder of images for each class, or a model of texts."
         )
     gone = next((path for path in _sorted(root) if _leads_nowhere(path)), None)
-    if gone is not None:  # a class, perhaps
+    if gone is not None:  # perhaps to the folder of a class
         raise ValueError(f"support: {gone} is a link to {gone.readlink()}, which is not there. Mend or remove it.")
     stray = [path for path in _sorted(root) if _is_image(path)]
     if stray:
@@ -83,13 +83,13 @@ def images(place: str) -> list[Path]:
 
 
 def new(place: str | Path, key: str) -> Path:
-    """A file that is to be written under `key`, where that can be done; refuses one that exists already."""
+    """The path of a file to be written; refuses one that exists or cannot be written, naming `key`."""
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
     if path.exists():
         raise ValueError(f"{key} = {place} is there already. Choose another name, or remove it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(exist_ok=False)  # what is to be written there takes long to come by
+        path.touch(exist_ok=False)  # check now: the content takes long to compute
         path.unlink()
     except OSError as error:
         raise ValueError(f"{key} = {place} cannot be written ({error.filename}: {error.strerror}). Choose another.") from error
@@ -97,18 +97,18 @@ def new(place: str | Path, key: str) -> Path:
 
 
 class Reader:
-    """Turns image files into items by `item`, and keeps account of those that cannot be read."""
+    """Converts image files to items by `item`, and records those that cannot be read."""
 
     def __init__(self, item: Callable[[Path], np.ndarray]) -> None:
         self.item = item
-        self.skipped: dict[str, str] = {}  # file -> what is wrong with it
+        self.skipped: dict[str, str] = {}  # file -> reason
 
     def read(self, paths: list[Path], bar: tqdm) -> tuple[np.ndarray, list[bool]]:
-        """Items `[n, *item]` of the files that can be read, and for each file whether it could."""
+        """Items `[n, *item]` of the readable files, and for each file whether it was readable."""
         items, kept = [], []
         for path in paths:
             try:
-                refuse_odd_name(path, "query")  # those of support have been refused
+                refuse_odd_name(path, "query")  # in the support, such names have been refused before
                 items.append(self.item(path))
             except ValueError as error:
                 self.skipped[writable(path)] = str(error)
@@ -117,7 +117,7 @@ class Reader:
         return np.stack(items) if items else np.empty(0, np.uint8), kept
 
     def raise_if_skipped(self, written: Path) -> None:
-        """Ends the run as failed if a file could not be read, once all others are done."""
+        """Raises RunError if files could not be read; to be called when everything else is done."""
         if self.skipped:
             raise RunError(
                 f"{len(self.skipped)} of the files could not be read as images and were skipped: {_some(list(self.skipped))}. "
@@ -126,19 +126,19 @@ class Reader:
 
 
 def bar(total: int, what: str) -> tqdm:
-    """A progress bar over files, on a terminal only."""
+    """A progress bar over files, shown on a terminal only."""
     return tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
 
 
 def table(place: str, key: str, read: Callable[[Path], list[T]]) -> list[T]:
-    """What `read` finds in the file `place`, for a model of texts; refuses under `key` what it refuses."""
+    """Reads the texts in the file `place` by `read`; errors name `key`."""
     path = there(place, key)
     if path.is_dir():
         what = "text,label" if key == "support" else "texts, one on each line"
         raise ValueError(f"{key} = {place} is a folder, but the model takes texts. Name a file of {what}.")
     try:
         return read(path)
-    except ValueError as error:  # begins with the name of the file
+    except ValueError as error:  # its message starts with the file name
         raise ValueError(f"{key} = {error}") from error
 
 
@@ -158,7 +158,7 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _below(root: Path) -> tuple[list[Path], list[Path]]:
-    """The images in and below a folder, sorted, and the other files; links are followed, but not to what holds the folder."""
+    """The images in and below a folder, sorted, and the other files; follows links, except to a parent folder."""
     files = sorted(root / name for name in listing(root) if not hidden(name))
     return [file for file in files if _is_image(file)], [file for file in files if not _is_image(file)]
 
@@ -174,7 +174,7 @@ def _some(names: list[str]) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file, or a link to nothing, claims to be an image: by the suffix of one, or by having none."""
+    """Whether a file, or a broken link, may be an image: it has the suffix of one, or none."""
     claims = not path.suffix or path.suffix.lower() in Image.registered_extensions().keys() | OTHERS
     return claims and (path.is_file() or _leads_nowhere(path))
 

@@ -1,6 +1,6 @@
-"""From a checkpoint, a classifier file or nothing but a pretrained embedding to an algorithm that is ready to adapt.
+"""Loads an algorithm, ready to adapt, from a checkpoint, a classifier file or a pretrained network.
 
-What `fsl predict`, `fsl adapt`, `fsl export` and Python share.
+Shared by `fsl predict`, `fsl adapt`, `fsl export` and Python.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,11 +25,11 @@ from fsl_cli.models.texts import TextEmbedding
 from fsl_cli.overrides import quoted, refuse_unread, typed
 from fsl_cli.schema import register
 
-TRAINED = ("model", "algo", "task")  # the groups that a checkpoint brings
+TRAINED = ("model", "algo", "task")  # the config groups that a checkpoint provides
 NAMES = (*TRAINED, "dataset")
-UNLEARNED = ("model.", "classifier.")  # what is not an algorithm's own: its network, and what only pre-training uses
+UNLEARNED = ("model.", "classifier.")  # weights of the network and of pre-training; others are learned by the algorithm
 MUST_TRAIN = "algo = {} must be trained first. Give checkpoint=best.pt, or leave algo= out."
-# Options of fsl predict that are something else in Python.
+# Options of fsl predict that load() does not take, and what to use in Python.
 ELSEWHERE = {
     "reject_below": "it is an argument of a classifier",
     "leave_one_out": "it is a method of a classifier",
@@ -39,13 +39,13 @@ ELSEWHERE = {
     "checkpoint": "it is the first argument of load()",
     "classifier": "it is the argument of load_classifier()",
 }
-SIZE, CHANNELS = 225, 3  # of the images where no checkpoint says it: what efficientnet_lite0 takes
+SIZE, CHANNELS = 225, 3  # of images without a checkpoint: those of efficientnet_lite0
 
 register()
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Looks the checkpoint or classifier up and makes what it was trained with known to Hydra."""
+    """Opens the checkpoint or classifier, and registers its settings with Hydra."""
     words = typed(overrides)
     if words.get("device") == "ddp":
         raise ValueError("device = ddp, but predictions are made by one process. Use device=auto, cpu or cuda.")
@@ -53,7 +53,7 @@ def prepare(overrides: list[str]) -> list[str]:
         if key.partition(".")[0] == "task":
             raise ValueError(f"{key} = {words[key]}, but the support says how many classes there are, and of what. Leave it out.")
     keys = [key for key in ("checkpoint", "classifier") if words.get(key, "null") != "null"]
-    if not keys:  # a table holds texts
+    if not keys:  # the pretrained default: for texts if the support is a table
         return ["model=text_encoder", *overrides] if is_table(words.get("support", "")) and "model" not in words else overrides
     if len(keys) == 2:
         raise ValueError("classifier already holds what its checkpoint did. Give checkpoint or classifier, not both.")
@@ -68,9 +68,9 @@ def prepare(overrides: list[str]) -> list[str]:
 
 
 def open_trained(cfg: DictConfig, choices: Mapping[str, str], overrides: Iterable[str]) -> tuple[Trained, dict[str, Any]]:
-    """The algorithm that the config asks for, with the weights of its checkpoint, if any, and the content of that.
+    """The algorithm of the config, with its weights, and the content of its checkpoint or a substitute for one.
 
-    `overrides` are what was typed for it.
+    `overrides`: as typed.
     """
     key = "classifier" if "classifier" in cfg and cfg.classifier is not None else "checkpoint"
     path = cfg[key]
@@ -113,7 +113,7 @@ def rebuild(
     place: torch.device,
     regression: bool = False,
 ) -> Algorithm:
-    """The algorithm of a config on its device, with the weights of a checkpoint, or without one those its network comes with."""
+    """The algorithm of a config on its device, with the weights of a checkpoint or of its pretrained network."""
     own = content is not None and choices.get("algo", "trained") in ("trained", content["choices"]["algo"])
     refuse_unread(cfg.algo, typed(overrides), training=False, learned=own)
     if own and content is not None and not regression:
@@ -129,7 +129,7 @@ def rebuild(
 
 
 def refuse_other_way(cfg: DictConfig, content: dict[str, Any]) -> None:
-    """Refuses another number of classes than a checkpoint has a head for."""
+    """Refuses a number of classes other than that of a checkpoint's head."""
     name, made, asked = content["choices"]["algo"], head_width(OmegaConf.create(content["config"]).algo), head_width(cfg.algo)
     if None not in (made, asked) and made != asked:
         raise ValueError(
@@ -139,9 +139,9 @@ def refuse_other_way(cfg: DictConfig, content: dict[str, Any]) -> None:
 
 
 def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str, Any] | None, key: str) -> None:
-    """Puts the weights of a checkpoint into `algo`: all, or those of the network where another head was asked for.
+    """Loads the weights of a checkpoint into `algo`: all of them, or only the network if another algorithm was chosen.
 
-    Without a checkpoint the network has weights already; a head that must learn some of its own is refused.
+    Without a checkpoint the network is pretrained, and an algorithm with other weights to learn is refused.
     """
     asked = choices.get("algo", "trained")
     learned = any(not name.startswith(UNLEARNED) and value.numel() > 1 for name, value in algo.state_dict().items())
@@ -162,13 +162,13 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
 
 
 def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:
-    """Refuses an algorithm with a head as wide as its training task where there is no checkpoint; it cannot be built."""
+    """Without a checkpoint, refuses an algorithm whose head has the width of a training task."""
     if "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
         raise ValueError(MUST_TRAIN.format(choices["algo"]))
 
 
 def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[int, ...]) -> Embedding:
-    """The network of a config without a checkpoint, which comes with weights."""
+    """Builds the pretrained network of a config without a checkpoint."""
     model = build(cfg.model, "model", item_shape=item_shape)
     if not model.pretrained:
         raise ValueError(
@@ -179,7 +179,7 @@ def pretrained(cfg: DictConfig, choices: Mapping[str, str], item_shape: tuple[in
 
 
 def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
-    """What a checkpoint would say of an algorithm that was not trained here."""
+    """The content of a checkpoint, as far as it is needed, for an algorithm without one."""
     names = {name: choices[name] for name in TRAINED} | {"dataset": "trained elsewhere"}
     config = OmegaConf.create({"dataset": None})
     texts = issubclass(arguments(cfg.model, "model")[0], TextEmbedding)
@@ -188,7 +188,7 @@ def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
 
 
 def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
-    """The norm protocol of the answers: one under which no answer depends on the other images that are asked about."""
+    """The norm protocol of answers, which must not depend on the other queries."""
     if asked == "transductive":
         raise ValueError(
             "norm = transductive would let each answer depend on the other images. Choose running, support or one_query."
@@ -202,20 +202,20 @@ def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
 
 
 def load(path: str | Path | None = None, *overrides: str) -> Trained:
-    """What can `adapt(images, labels)`: the algorithm of a checkpoint, or without one the pretrained default.
+    """Returns an object with `adapt(images, labels)`: the algorithm of a checkpoint, or the pretrained default.
 
     Args:
-        path: of a best.pt or last.pt that `fsl train` wrote.
+        path: a best.pt or last.pt that `fsl train` wrote; None: the pretrained default.
         overrides: options of `fsl predict`, such as `"device=cpu"` or `"algo.head_epochs=50"`.
 
     Raises:
-        ValueError: the file is missing, damaged or of another kind, or an option is wrong; the sentence says how to mend it.
+        ValueError: the file is missing, damaged or of another kind, or an option is wrong; the message says how to fix it.
     """
     return _opened(overrides, "checkpoint", path)[0]
 
 
 def load_classifier(path: str | Path, *overrides: str) -> Classifier:
-    """The classifier in a file that `fsl adapt` or `Classifier.save` wrote; arguments and errors are those of `load`."""
+    """The classifier in a file that `fsl adapt` or `Classifier.save` wrote; other arguments and errors as in `load`."""
     trained, content = _opened(overrides, "classifier", path)
     return restored(trained, content["classifier"])
 

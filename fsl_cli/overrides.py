@@ -1,4 +1,4 @@
-"""What was typed: words `key=value`, as Hydra takes them."""
+"""The command line: words `key=value` in the syntax of Hydra."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,32 +10,32 @@ from omegaconf import DictConfig
 
 from fsl_cli.config import arguments
 
-# Names of files among what can be typed.
+# Keys whose values are file names.
 PATHS = ("checkpoint", "classifier", "support", "query", "output", "out", "resume", "pretrain", "data_dir", "cache_dir", "runs",
          "dataset.root", "dataset.file", "dataset.lists", "dataset.source", "model.weights", "model.name",
          "hydra.sweep.dir")  # fmt: skip
 
 
 def typed(overrides: Iterable[str]) -> dict[str, str]:
-    """What the user typed, by key: `a.b=c` gives `{"a.b": "c"}`; flags of Hydra are left out."""
+    """The typed values by key, `a.b=c` as `{"a.b": "c"}`, without Hydra's flags."""
     pairs = (word.lstrip("+~").partition("=") for word in overrides if "=" in word and not word.startswith("-"))
     return {key: _unquoted(value) for key, _, value in pairs}
 
 
 def sweeps(words: Iterable[str]) -> bool:
-    """Whether several jobs are asked for."""
+    """Whether the command is a sweep."""
     return bool({"-m", "--multirun"} & {*words})
 
 
 def asks_help(words: Iterable[str]) -> bool:
-    """Whether the options are asked for, and nothing is to run."""
+    """Whether the command only prints help."""
     return bool({"-h", "--help", "--hydra-help"} & {*words})
 
 
 def refuse_unread(algo: DictConfig, words: Mapping[str, str], training: bool, learned: bool = False) -> None:
-    """Refuses what was typed of an algorithm and nothing would read; `learned`: a checkpoint says what it has learned."""
+    """Refuses typed options of an algorithm that nothing would read; `learned`: its weights come from a checkpoint."""
     made, options = arguments(algo, "algo")
-    kind: Any = made  # an Algorithm: to import that would make every command wait for torch
+    kind: Any = made  # an Algorithm, not imported here because every command would wait for torch
     instead = {} if training else kind.only_training
     reasons = kind.idle(options, training) | dict.fromkeys(instead, "only fsl train reads it")
     if learned:
@@ -48,7 +48,7 @@ def refuse_unread(algo: DictConfig, words: Mapping[str, str], training: bool, le
 
 
 def quoted(overrides: Iterable[str]) -> list[str]:
-    """Overrides in which names of files are quoted, so that they may hold spaces, brackets, commas and accents; `~` is home."""
+    """Quotes file names in overrides, so that they may hold spaces, brackets, commas and accents; expands `~`."""
     words = []
     for word in overrides:
         key, equals, value = word.partition("=")
@@ -64,7 +64,7 @@ def quoted(overrides: Iterable[str]) -> list[str]:
 
 
 def expanded(word: str) -> str:
-    """An override in which `~` at the beginning of the name of a file is home."""
+    """Expands `~` at the start of a file name in an override."""
     key, _, value = word.partition("=")
     if key not in PATHS or not value.startswith("~"):
         return word

@@ -1,8 +1,8 @@
-"""`fsl predict support=FOLDER query=FOLDER`: learn classes from labelled images (or a table of labelled texts), say what the
-other images (or texts) are.
+"""`fsl predict support=FOLDER query=FOLDER`: learns classes from labelled images (or a table of labelled texts), and predicts
+the classes of other images (or texts).
 
-The algorithm is that of `checkpoint=PATH`, or a pretrained embedding with its nearest class mean; `classifier=PATH` has
-learned its classes before, in `fsl adapt`.
+The algorithm comes from `checkpoint=PATH`; without one, it is the nearest class mean on a pretrained network. A classifier of
+`fsl adapt` (`classifier=PATH`) has learned its classes before.
 """
 
 import csv
@@ -28,10 +28,10 @@ from fsl_cli.whole import whole
 log = logging.getLogger(__name__)
 prepare = loading.prepare
 
-SHOWN = 50  # lines of the table
-TEXT = 80  # characters of a text in it
+SHOWN = 50  # most lines of the table
+TEXT = 80  # most characters of a text in it
 
-Answers = list[tuple[str, Prediction]]  # by the file or the text
+Answers = list[tuple[str, Prediction]]  # by file or text
 
 register()
 
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> None:
-    """Adapts to the support set, or takes a classifier that has, and writes predictions.csv and predictions.json."""
+    """Adapts to the support set, or loads a classifier, and writes predictions.csv and predictions.json."""
     folder = run_folder()
     if (folder / "predictions.json").exists():
         raise ValueError(f"out = {folder} already holds predictions. Choose another folder.")
@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
     folders.there(cfg.query, "query")
     job = HydraConfig.get()
     trained, content = loading.open_trained(cfg, job.runtime.choices, job.overrides.task)
-    # Before anything is learned, which can take minutes.
+    # Checked before adapting, which can take minutes.
     asked = folders.table(cfg.query, "query", read_texts) if trained.what == "texts" else folders.images(cfg.query)
     reader = folders.Reader(trained.item)
     if cfg.classifier is None:
@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def choose_threshold(classifier: Classifier) -> dict[str, Any]:
-    """Logs the probability below which answers are refused, chosen on the support items; returns it for predictions.json."""
+    """Chooses the threshold for refusing answers on the support items; logs it, and returns it for predictions.json."""
     found = classifier.rejection()
     if not found.threshold:
         log.info(f"No threshold tells unknown classes from these by their support {classifier.trained.what}: nothing is refused")
@@ -93,7 +93,7 @@ def choose_threshold(classifier: Classifier) -> dict[str, Any]:
 
 
 def judged(classifier: Classifier, asked: list[Any], reader: folders.Reader, reject_below: float | None) -> Answers:
-    """What each file, or each text, is; a file that cannot be read is left to the reader's account."""
+    """The answer for each file or text; the reader records files that cannot be read."""
     if classifier.trained.what == "texts":
         return list(zip(asked, classifier(asked, reject_below), strict=True))
     answers: Answers = []
@@ -107,7 +107,7 @@ def judged(classifier: Classifier, asked: list[Any], reader: folders.Reader, rej
 
 
 def protocol(classifier: Classifier) -> dict[str, Any]:
-    """How answers were made."""
+    """How the answers were computed."""
     counts = classifier.support.targets.sum(0).int().tolist()
     return {
         **{name: classifier.trained.origin["choices"][name] for name in loading.NAMES if name != "task"},
@@ -118,7 +118,7 @@ def protocol(classifier: Classifier) -> dict[str, Any]:
 
 
 def table(answers: Answers, column: str) -> list[str]:
-    """The lines that are shown: file or text, predicted class, its probability, runner-up."""
+    """The printed table: file or text, predicted class, probability, runner-up."""
     rows = [(column, "class", "probability", "runner-up")]
     for item, answer in answers[:SHOWN]:
         name, chance = answer.ranking[1]
@@ -137,18 +137,18 @@ def table(answers: Answers, column: str) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    """The beginning of a text in one line, cut where it must be: not every language parts its words."""
+    """The beginning of a text on one line, cut anywhere, since not all languages have blanks between words."""
     line = " ".join(text.split())
     return line if len(line) <= TEXT else f"{line[: TEXT - 4]} ..."
 
 
 def _printable(word: str) -> str:
-    """A name may hold a line break, which would end its row."""
+    """Escapes characters such as line breaks, which would end the row."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in word)
 
 
 def write(folder: Path, answers: Answers, column: str, summary: dict[str, Any]) -> None:
-    """Writes predictions.csv, a line for each image or text, and predictions.json, which also says how they were made."""
+    """Writes predictions.csv, with a line for each image or text, and predictions.json, which also has the protocol."""
     with whole(folder / "predictions.csv", newline="") as file:
         lines = csv.writer(file)
         lines.writerow([column, "prediction", "probability", "class", "runner_up", "runner_up_probability"])

@@ -1,4 +1,4 @@
-"""`fsl report runs=FOLDER`: finished runs in one table for each test, seeds together, every row against the best of its table."""
+"""`fsl report runs=FOLDER`: a table of finished runs for each test, seeds merged, each row compared with the best."""
 
 import csv
 import json
@@ -26,39 +26,39 @@ log = logging.getLogger(__name__)
 TEST = ("dataset", "dataset_options", "split", "way", "shot", "queries", "episodes", "episode_seed")
 METHOD = ("algo", "model", "norm", "trained_by", "train_on_val", "inner_steps")
 CHECKPOINT = "checkpoint"
-# What a run may differ in and still be the same training with another seed, or on another machine.
+# Keys that do not tell methods apart: those of the seed, of places, and of what does not change the training.
 FREE = (*PLACES, "seed", CHECKPOINT, "trained", "episodes", "checkpoint_every", "log_every")
-FOLLOWS = ("schedule.T_max", "steps")  # the first is the second, where nobody typed another
-# What a table is made with; the other values of a result are only compared or shown.
+FOLLOWS = ("schedule.T_max", "steps")  # the first equals the second unless typed
+# The types of values that the tables rely on.
 KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
     ("algo", "dataset", "model", "norm"), str
 )
-TARGETS = ("optimizer._target_", "schedule._target_")  # algo, model and data set have their names
+TARGETS = ("optimizer._target_", "schedule._target_")  # shown by class; algo, model and data set by name
 COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "std over seeds", "behind the first")
 
 register()
 
 
 class Finished(NamedTuple):
-    """A run that has its result."""
+    """A finished run: one with a result."""
 
     result: dict[str, Any]
-    settings: dict[str, Any]  # of its training, by key
+    settings: dict[str, Any]  # of its training, by key (`a.b`)
     scores: np.ndarray  # [episodes]
 
     @property
     def test(self) -> str:
-        """What it was tested on: results of one test are of the same episodes."""
+        """Identifies the test: results of the same test are of the same episodes."""
         return json.dumps([*(self.result[key] for key in TEST if key != "dataset_options"), tested(self.result)], sort_keys=True)
 
     @property
     def method(self) -> str:
-        """What was tested, but for the seed of its training."""
+        """Identifies the method: everything but the training seed."""
         return json.dumps([[self.result[key] for key in METHOD], self.settings], sort_keys=True)
 
     @property
     def measure(self) -> Measure:
-        """What it is judged by."""
+        """Its measure: accuracy, or mean squared error."""
         return MSE if "mse" in self.result else ACCURACY
 
 
@@ -70,17 +70,17 @@ class Row(NamedTuple):
 
     @property
     def means(self) -> list[float]:
-        """Of each run."""
+        """The mean of each run."""
         return [float(one.scores.mean()) for one in self.runs]
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the means of several runs, as a sample."""
+        """The sample standard deviation of the means of several runs."""
         return float(np.std(self.means, ddof=1)) if len(self.runs) > 1 else None
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Nothing is to be looked up."""
+    """Returns the overrides unchanged."""
     return overrides
 
 
@@ -113,7 +113,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def collected(place: Path) -> Iterator[Finished]:
-    """The finished runs below a folder, first stages left out; what cannot be read is named and passed over."""
+    """The finished runs below a folder, without first stages; logs and skips what cannot be read."""
     for path in sorted(place.rglob("result.json"), key=lambda path: path.stat().st_mtime):
         folder = path.parent
         if folder.name == "pretrain" and (folder.parent / "config.yaml").exists():
@@ -138,47 +138,47 @@ def collected(place: Path) -> Iterator[Finished]:
 
 
 def settings(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """The settings of training and evaluation that a result belongs to; a checkpoint whose run is not there stands for itself."""
+    """The settings of a result's training and evaluation; if the training run is missing, its checkpoint takes their place."""
     known = read(folder)
     if result.get("checkpoint") is not None:
         adapts = {key: value for key, value in known.items() if key.startswith("algo.")}
         path = Path(result["checkpoint"])
         known = (read(path.parent) if (path.parent / "config.yaml").exists() else {CHECKPOINT: str(path)}) | adapts
-        if path.name == "last.pt":  # another method than the best of the run
+        if path.name == "last.pt":  # counts as another method than best.pt
             known.setdefault(CHECKPOINT, path.name)
     return known | {"device.precision": result.get("precision")}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The settings of a run folder, by key, without those of FREE."""
+    """The settings of a run folder by key, without FREE."""
     known = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     own = {key: value for key, value in known.items() if key in TARGETS or (key not in FREE and "._" not in key)}
     return {key: value for key, value in own.items() if not key.startswith("device.")}
 
 
 def tested(result: dict[str, Any]) -> dict[str, Any]:
-    """The options of the data set that a test depends on, and what it held; some are for training."""
+    """The data set's content and those of its options that a test depends on."""
     options = result["dataset_options"]
     left_out = ("crop", "flip", "jitter") if "crop" in options else ("mirrored",)
     return {key: value for key, value in options.items() if key not in left_out} | {"data": result.get("data")}
 
 
 def compared(runs: list[Finished]) -> list[Row]:
-    """The rows of one test, best first; the runs of a row differ in their seeds alone, and of one seed the newest counts."""
+    """The rows of one test, best first; the runs of a row differ only in their seed, and the newest of each seed counts."""
     rows = []
     for same in alike(runs, lambda one: one.method):
-        newest = list({one.result["train_seed"]: one for one in same}.values())  # they come in the order of their time
+        newest = list({one.result["train_seed"]: one for one in same}.values())  # runs are sorted by time
         rows.append(Row(newest, np.mean([one.scores for one in newest], axis=0)))
     return sorted(rows, key=lambda row: float(row.scores.mean()), reverse=runs[0].measure.higher)
 
 
 def alike(runs: list[Finished], key: Callable[[Finished], str]) -> list[list[Finished]]:
-    """The runs in groups of equal keys, each group in the order of the runs."""
+    """Groups runs by `key`, keeping their order."""
     return [list(group) for _, group in groupby(sorted(runs, key=key), key=key)]
 
 
 def title(table: list[Row], tables: list[list[Row]]) -> str:
-    """What a table is a test on; of the options of the data set those that tell it from another table."""
+    """The title of a table: its test, with the data set options that tell it from other tables."""
     first = table[0].runs[0].result
     tests = [other[0].runs[0].result for other in tables]
     others = [tested(other) for other in tests if other["dataset"] == first["dataset"]]
@@ -192,7 +192,7 @@ def title(table: list[Row], tables: list[list[Row]]) -> str:
 
 
 def cells(row: Row, table: list[Row]) -> dict[str, str]:
-    """A row as it is printed."""
+    """The printed cells of a row."""
     result, measure = row.runs[0].result, row.runs[0].measure
     named = [other.runs[0] for other in table if all(other.runs[0].result[key] == result[key] for key in ("algo", "model"))]
     own = row.runs[0].settings
@@ -216,12 +216,12 @@ def cells(row: Row, table: list[Row]) -> dict[str, str]:
 
 
 def setting(key: str, value: Any) -> str:
-    """A setting as it is shown: a class by its name alone."""
+    """Formats a setting; a class by its name, without the module."""
     return f"{key.partition('.')[0]}={str(value).rpartition('.')[2]}" if key in TARGETS else f"{key}={json.dumps(value)}"
 
 
 def markdown(table: list[Row]) -> list[str]:
-    """The lines of a table, padded so that they can be read where they are printed."""
+    """The lines of a table, padded so that columns align on a terminal."""
     heads = {**dict(zip(COLUMNS, COLUMNS, strict=True)), "score": table[0].runs[0].measure.name}
     rows = [heads, *(cells(row, table) for row in table)]
     kept = [column for column in COLUMNS if any(row[column] for row in rows[1:])]
@@ -231,7 +231,7 @@ def markdown(table: list[Row]) -> list[str]:
 
 
 def write(path: Path, tables: list[list[Row]]) -> None:
-    """Writes a line for every row of every table."""
+    """Writes all rows of all tables as csv."""
     with whole(path, newline="") as file:
         lines = csv.writer(file)
         lines.writerow([*TEST, *METHOD, "settings", "train_seeds", "measure", "mean", "ci95", "seed_means",

@@ -1,4 +1,4 @@
-"""Where a run that goes on starts from: `resume=PATH` or `resume=auto`, and what may change between its processes."""
+"""Resuming a run, by `resume=PATH` or `resume=auto`: finds its checkpoint, and checks which settings may change."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from fsl_cli.overrides import quoted, sweeps, typed
 from fsl_cli.tracking import busy
 
 RUNS = Path("runs/train")
-STAGE = "pretrain"  # the sub-folder of a run where its first stage lies
+STAGE = "pretrain"  # the sub-folder of a run for its first stage
 FREE = (*PLACES, "steps", "episodes", "eval_every", "checkpoint_every", "log_every", "early_stop")
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Completes what the user typed with what the checkpoint was started with; typed values win."""
+    """Adds the overrides that the run was started with to the typed ones, which take precedence."""
     words = typed(overrides)
     resume = words.get("resume", "null")
     if sweeps(overrides) and resume not in ("null", "", "auto"):
@@ -32,7 +32,7 @@ def prepare(overrides: list[str]) -> list[str]:
         path = Path(words["out"]) / "last.pt" if "out" in words else _unfinished(words)
         if path is None and parallel.speaks():
             print(f"There is no unfinished run like that in {RUNS}: a new one begins.", file=sys.stderr)
-        if path is None or not path.exists():  # in the folder that is named a run begins, too
+        if path is None or not path.exists():  # a new run, also in a folder that is named
             return overrides
     else:
         path = _file(resume)
@@ -45,7 +45,7 @@ def prepare(overrides: list[str]) -> list[str]:
             f"a new run from this network: pretrain={resume}."
         )
     kept = [word for word in started if not set(typed([word])) & {*words, "out", "resume"}]
-    if words.get("device", "") not in ("", typed(started).get("device")):  # what was typed of another device is not of this one
+    if words.get("device", "") not in ("", typed(started).get("device")):  # options of the former device no longer apply
         kept = [word for word in kept if not any(key.startswith("device.") for key in typed([word]))]
     place = [] if "out" in words else [f"out={folder}"]
     rest = [word for word in overrides if "resume" not in typed([word])]
@@ -53,7 +53,7 @@ def prepare(overrides: list[str]) -> list[str]:
 
 
 def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint that a run in `folder` starts from, or None for a new run."""
+    """The checkpoint to resume a run in `folder` from, or None for a new run."""
     last = folder / "last.pt"
     if resume in (None, "auto") and not last.exists() and (folder / "result.json").exists():
         raise ValueError(f"out = {folder} already holds a result. Choose another folder.")
@@ -77,7 +77,7 @@ def source(resume: str | None, folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: list[str], content: dict[str, Any]) -> None:
-    """Refuses to go on with settings under which the run would not have come to where its checkpoint stands."""
+    """Refuses to resume with settings that would have led to another checkpoint."""
     before = DictConfig(OmegaConf.create(content["config"]))
     if cfg.steps < content["step"]:
         raise ValueError(f"steps = {cfg.steps}, but the checkpoint stands at step {content['step']}. Ask for more steps.")
@@ -91,7 +91,7 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: l
         if here != there and key not in FREE and not key.startswith("device.")
     }
     if changed:
-        key = min(changed, key=lambda key: key not in words)  # the others may follow from what was typed
+        key = min(changed, key=lambda key: key not in words)  # name a typed key first: other changes may follow from it
         here, there = changed[key]
         value = there if isinstance(there, str) else json.dumps(there, separators=(",", ":"))  # null, true, [1,2]
         mend = f"Leave {key} out" if key in words else f"The configs have changed since: type {key}={value}"
@@ -102,7 +102,7 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: l
 
 
 def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) -> None:
-    """Refuses another number of steps if there are any `keys`: the settings by which a step depends on it."""
+    """Refuses another number of steps if any of the settings `keys` make steps depend on it."""
     before = OmegaConf.create(content["config"]).steps
     if keys and cfg.steps != before:
         raise ValueError(
@@ -113,8 +113,8 @@ def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) ->
 
 
 def refuse_other_data(content: dict[str, Any], holds: str | None) -> None:
-    """Refuses to go on where the validation classes are not those on which the best checkpoint was chosen so far."""
-    if content["data"].get("contents", holds) != holds:  # earlier versions did not write it
+    """Refuses to resume if the validation classes have changed, on which the best checkpoint was chosen."""
+    if content["data"].get("contents", holds) != holds:  # missing in checkpoints of earlier versions
         raise ValueError(
             "dataset: its classes or items have changed since the run began, and its best checkpoint was chosen on those of "
             "before. Put them back to go on, or start a new run without resume."
@@ -122,7 +122,7 @@ def refuse_other_data(content: dict[str, Any], holds: str | None) -> None:
 
 
 def refuse_other_test(cfg: DictConfig, folder: Path) -> None:
-    """Refuses to test a finished run once more, but on another number of episodes: its result would be lost."""
+    """Refuses to test a finished run again on another number of episodes, which would overwrite its result."""
     path = folder / "result.json"
     if path.exists():
         episodes = json.loads(path.read_text(encoding="utf-8"))["episodes"]
@@ -139,7 +139,7 @@ def _file(resume: str) -> Path:
 
 
 def _started(path: Path) -> tuple[list[str], Path, bool]:
-    """What the run of a checkpoint was started with, its folder, and whether the checkpoint is that of its first stage."""
+    """The overrides of a checkpoint's run, the run folder, and whether the checkpoint belongs to the first stage."""
     best = path.with_name("best.pt")
     if path.name == "last.pt" and best.exists() and not path.exists():
         raise ValueError(
@@ -152,7 +152,7 @@ def _started(path: Path) -> tuple[list[str], Path, bool]:
 
 
 def _unfinished(words: dict[str, str]) -> Path | None:
-    """The newest run that has a checkpoint and no result, and was started with the same overrides (or any, if none are typed)."""
+    """The newest run with a checkpoint and no result that was started with the same overrides (with any, if none are typed)."""
     asked = {key: value for key, value in words.items() if key != "resume"}
     found = [path for path in RUNS.glob("*/last.pt") if not (path.parent / "result.json").exists()]
     later = ("last.pt", "result.json")  # of the second stage

@@ -23,7 +23,7 @@ class Task:
 
 
 class Precision(Enum):
-    """Of the arithmetic: bf16 in the embedding alone, tf32 in all products of matrices; everything else is float32."""
+    """bf16: the embedding in bfloat16; tf32: matrix products in TF32; everything else is float32."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -49,7 +49,7 @@ class Device:
 
 @dataclass
 class Command:
-    """What all commands that compute share."""
+    """Options of all commands that compute."""
 
     model: Any = MISSING
     device: Device = MISSING
@@ -59,7 +59,7 @@ class Command:
 
 @dataclass
 class Episodic(Command):
-    """What commands share that draw episodes from a data set."""
+    """Options of the commands that draw episodes from a data set."""
 
     dataset: Any = MISSING
     task: Task = MISSING
@@ -102,7 +102,7 @@ class Evaluate(Episodic):
 
 @dataclass
 class Recognition(Command):
-    """What `fsl adapt` and `fsl predict` share."""
+    """Options of both `fsl adapt` and `fsl predict`."""
 
     task: Any = None
     checkpoint: str | None = None
@@ -145,7 +145,7 @@ class Data:
 
 
 class Format(Enum):
-    """Of an exported file."""
+    """The format of an exported file."""
 
     torch = "torch"
     onnx = "onnx"
@@ -173,7 +173,7 @@ COMMANDS = (Train, Evaluate, Report, Data, Predict, Adapt, Export)
 
 
 def register() -> None:
-    """Makes the schema known to Hydra, and `${user_cache:}` to OmegaConf."""
+    """Registers the schema with Hydra, and `${user_cache:}` with OmegaConf."""
     store = ConfigStore.instance()
     for command in COMMANDS:
         store.store(name=f"{command.__name__.lower()}_schema", node=command)

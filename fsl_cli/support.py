@@ -1,4 +1,4 @@
-"""A classifier learned from the user's support files, and what is said of it: what `fsl predict` and `fsl adapt` share."""
+"""Learns a classifier from the user's support files, and describes it; shared by `fsl predict` and `fsl adapt`."""
 
 import logging
 from pathlib import Path
@@ -36,7 +36,7 @@ def adapted(trained: Trained, support: str | None, reader: folders.Reader) -> Cl
 
 
 def line(classifier: Classifier) -> str:
-    """What has been learned, in one line."""
+    """Describes a classifier in one line."""
     counts = sorted(classifier.support.targets.sum(0).int().tolist())
     each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
     names = classifier.trained.origin["choices"]
@@ -47,7 +47,7 @@ def line(classifier: Classifier) -> str:
 
 
 def assess(classifier: Classifier) -> dict[str, Any]:
-    """Logs the accuracy on the support set, one of every class left out at a time; returns it for predictions.json."""
+    """Logs the leave-one-out accuracy on the support set; returns it for predictions.json."""
     found = classifier.leave_one_out()
     log.info(
         f"Leave-one-out accuracy on the support {classifier.trained.what}: {100 * found.accuracy:.1f} % "
