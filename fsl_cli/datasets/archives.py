@@ -22,14 +22,14 @@ from typing import IO
 SUFFIXES = (".zip", ".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2")
 PACKERS = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 LARGEST = 64 * 2**20  # bytes of one file
-FREE, RATIO = 64 * 2**20, 100  # bytes that any archive may unpack to, and how many times its own size if that is more
+FREE, RATIO = 64 * 2**20, 100  # an archive may unpack to 64 MiB, or to 100 times its own size if that is more
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 Wanted = Callable[[str], bool]
 
 
 class RefusedError(ValueError):
-    """An archive that was not made to hold data."""
+    """A hostile archive: it was not made to hold data."""
 
 
 def matching(data_dir: str | Path, source: str) -> list[Path]:
@@ -40,7 +40,7 @@ def matching(data_dir: str | Path, source: str) -> list[Path]:
 
 
 def absent(name: str, data_dir: str | Path, source: str, what: str, home: str) -> ValueError:
-    """What is to be raised where nothing matches; `what` it might be, and the data set `name` is to be had from `home`."""
+    """The error for missing files: `what` was expected for data set `name`, which can be had from `home`."""
     if Path(source).expanduser().is_absolute():
         return ValueError(
             f"dataset.source = {source}: there is no such {what}. Get {name} from {home}, or name the place it is at."
@@ -57,7 +57,7 @@ def absent(name: str, data_dir: str | Path, source: str, what: str, home: str) -
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is called as an archive is."""
+    """Whether a file has the suffix of an archive."""
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
@@ -68,7 +68,7 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
             yield name, (source / name).read_bytes() if wanted(name) else None
         return
     try:
-        # A tar whose last file is a zip ends as a zip does.
+        # is_zipfile also accepts a tar whose last member is a zip.
         zipped = zipfile.is_zipfile(source) and not tarfile.is_tarfile(source)
         yield from _in_zip(source, wanted) if zipped else _in_tar(source, wanted)
     except RefusedError as error:
@@ -78,10 +78,10 @@ def walk(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
 
 
 def listing(folder: Path) -> list[str]:
-    """The files below a folder by their sorted names with `/`; links are followed, but not up, each folder is visited once."""
+    """The sorted names, with `/`, of the files below a folder; follows links except to a parent, and visits a folder once."""
 
     def refuse(error: OSError) -> None:
-        """What is in a closed folder would be left out without a word; what is hidden is no data anyway."""
+        """Refuses a folder that cannot be listed, whose files would be missing silently, unless it is hidden."""
         parts = Path(error.filename).relative_to(folder).parts
         if not any(part.startswith((".", "lost+found")) for part in parts):
             raise ValueError(f"{error.filename} cannot be read ({error.strerror}). Mend that, or remove it.") from error
@@ -93,14 +93,14 @@ def listing(folder: Path) -> list[str]:
             inner.clear()
             continue
         seen.add(real)
-        inner.sort()  # of two links to one folder the first counts, in any file system
+        inner.sort()  # of two links to one folder, the first counts on every file system
         below = Path(place).relative_to(folder)
         names += [(below / name).as_posix() for name in files]
     return sorted(names)
 
 
 def refuse_odd_name(path: Path, key: str) -> None:
-    """Refuses a name, from an old archive say, that no text can hold: it could be written nowhere. `key`: of the config."""
+    """Refuses a file name that is not valid text and could not be written anywhere; `key`: of the config."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -108,12 +108,12 @@ def refuse_odd_name(path: Path, key: str) -> None:
 
 
 def writable(path: Path) -> str:
-    """The name of a file as a text, in which bytes that are not in UTF-8 are spelt."""
+    """The name of a file as text, with escapes for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def fingerprint(source: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of an archive, or of every file of a folder: changes when its content does."""
+    """Name, size and modification time of an archive, or of every file of a folder; changes with the content."""
     files = [(name, source / name) for name in listing(source)] if source.is_dir() else [(source.name, source)]
     return [(name, status.st_size, status.st_mtime_ns) for name, path in files for status in [_status(path)]]
 
@@ -156,7 +156,7 @@ def _in_tar(source: Path, wanted: Wanted) -> Iterator[tuple[str, bytes | None]]:
 
 
 class _Bounded(io.BufferedIOBase):
-    """A stream that ends in a refusal once more has come out of it than `left`."""
+    """A stream that raises RefusedError once more than `left` bytes have been read."""
 
     def __init__(self, stream: IO[bytes], left: int) -> None:
         self.stream, self.left = stream, left
@@ -170,7 +170,7 @@ class _Bounded(io.BufferedIOBase):
 
 
 def limit(source: Path) -> int:
-    """How many bytes an honest archive of this size unpacks to at most."""
+    """How many bytes an archive of this size may unpack to."""
     return max(FREE, RATIO * source.stat().st_size)
 
 

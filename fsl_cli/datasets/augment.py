@@ -1,4 +1,4 @@
-"""What training does to an image before the model sees it: random crop, mirror image, colour jitter, on the device.
+"""Augmentation of training images on the device: random crop, mirror image, colour jitter.
 
 The random numbers of an image are drawn beforehand, so that a resumed run, a GPU and several processes see the same images.
 """
@@ -18,8 +18,8 @@ class Augment:
     """Changes images `[n, C, H, W]` in [0, 1], each by its own random numbers `[n, DRAWS]`.
 
     Args:
-        crop: pixels of black border, of which a random part is cut off again.
-        flip: every other image is mirrored, left to right.
+        crop: pixels of black border that are added before a random crop to the original size.
+        flip: mirrors each image, left to right, with probability 1/2.
         jitter: largest change of brightness, contrast and saturation, each as a factor of 1 ± jitter.
     """
 

@@ -1,4 +1,4 @@
-"""Which classes are train, val and test: lists checked in as splits/NAME.json, or a constant rule. Never a run's seed."""
+"""The class splits: lists checked in as splits/NAME.json, or a constant rule; they never depend on a run's seed."""
 
 import hashlib
 import json
@@ -25,19 +25,19 @@ def listed(name: str) -> dict[str, list[str]]:
 
 
 def by_name(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> Splits:
-    """The splits that lists of class names give; a class in none of them is left out."""
+    """The splits by lists of class names; classes in none of them are left out."""
     own = {name: split for split in SPLITS for name in lists[split]}
     return {split: np.array([c for c, name in enumerate(names) if own.get(name) == split], dtype=np.int64) for split in SPLITS}
 
 
 def by_number(classes: int) -> Splits:
-    """Every other class trains, and of the rest every other one validates and tests: the rule of Chen et al. 2019 for CUB."""
+    """Every second class is for training, and the others alternate between validation and test (Chen et al. 2019, for CUB)."""
     numbers = np.arange(classes)
     return {"train": numbers[numbers % 2 == 0], "val": numbers[numbers % 4 == 1], "test": numbers[numbers % 4 == 3]}
 
 
 def only_test(classes: int) -> Splits:
-    """All classes test: for a model that was trained on another data set."""
+    """All classes are test classes, for a model that was trained on another data set."""
     none = np.array([], dtype=np.int64)
     return {"train": none, "val": none, "test": np.arange(classes)}
 
@@ -49,19 +49,19 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def by_hash(names: Sequence[str], fractions: Sequence[float]) -> Splits:
-    """The splits that a hash of each class's name gives, whatever other classes there are."""
+    """The splits by a hash of each class's name, independent of the other classes."""
     places = [int.from_bytes(hashlib.sha256(_spelt(name).encode()).digest()[:8]) / 2**64 for name in names]
     own = np.searchsorted(np.cumsum(fractions[:2]), places, side="right")
     return {split: np.flatnonzero(own == number) for number, split in enumerate(SPLITS)}
 
 
 def from_file(names: Sequence[str], path: Path, place: str) -> Splits:
-    """The splits that a user's JSON file of lists gives; `place` is where the names are from, for messages."""
+    """The splits by a user's JSON file of lists; `place`: where the class names come from, for messages."""
     try:
         lists = json.loads(path.read_text(encoding="utf-8-sig"))
         if not all(isinstance(lists[split], list) for split in SPLITS):
             raise TypeError("not lists")
-        lists = {split: [_spelt(str(name)) for name in lists[split]] for split in SPLITS}  # 7 is the class "7"
+        lists = {split: [_spelt(str(name)) for name in lists[split]] for split in SPLITS}  # a number 7 means the class "7"
         members = [name for split in SPLITS for name in lists[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -78,5 +78,5 @@ def from_file(names: Sequence[str], path: Path, place: str) -> Splits:
 
 
 def _spelt(name: str) -> str:
-    """A name with its accents as parts of letters: some systems write them apart, and mean the same."""
+    """Normalises accents in a name (NFC), which systems encode differently."""
     return unicodedata.normalize("NFC", name)

@@ -1,20 +1,20 @@
-"""Drawings of any kind and size -> two-valued items: what the data sets of characters make of a user's image."""
+"""Converts drawings of any kind and size to two-valued items, as in the data sets of characters."""
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-PAPER = 105  # side of a page of Omniglot in pixels; pages of a larger one, or with a thin pen, are brought to it
-PEN = 4  # pixels, the least width of a pen on that page: as wide as Omniglot's, so that picking pixels leaves no gaps
-FINE = 4  # a large page is brought to so many times PAPER first, where the pen is measured and widened
-MOST = 8192  # pixels, the longest side that is completed to a square as it is: what that takes grows with its square
-TRACE = 16  # of 255: from this share of ink on, a pixel of that is ink
+PAPER = 105  # pixels, the side of an Omniglot page; larger pages, or pages with a thin pen, are converted to it
+PEN = 4  # pixels, the least pen width on that page, which is Omniglot's: nearest-neighbour scaling then leaves no gaps
+FINE = 4  # a large page is first scaled to this many times PAPER, where the pen is measured and widened
+MOST = 8192  # pixels: a page with a longer side is shrunk before it is padded to a square, to limit memory
+TRACE = 16  # of 255: a scaled pixel with at least this much ink counts as ink
 
 
 def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     """A drawing, dark on light or light on dark, as a uint8 item `[C, H, W]` of two values, ink = 255.
 
-    The page is completed to a square; whichever of its two tones covers less of it is the ink. Pixels are picked, as in
-    the published protocols of Omniglot, whose own files give exactly the items of the data set.
+    The page is padded to a square; the tone that covers less of it is the ink. Scaling is nearest-neighbour, as in the published
+    protocols of Omniglot, so that Omniglot's own files give exactly the items of the data set.
     """
     if max(image.size) > MOST:
         image = image.convert("L")
@@ -28,14 +28,14 @@ def to_drawing(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     page[top : top + ink.shape[0], left : left + ink.shape[1]] = 255 * ink
     drawn = Image.fromarray(page)
     channels, height, width = shape
-    if side > PAPER or (height < side < PAPER and _pen(page) < side / height):  # else picking pixels loses nothing
+    if side > PAPER or (height < side < PAPER and _pen(page) < side / height):  # otherwise scaling loses no line
         drawn = _on_paper(drawn)
     pixels = np.asarray(drawn.resize((width, height), Image.Resampling.NEAREST))
     return np.repeat(pixels[None], channels, axis=0)
 
 
 def _on_paper(page: Image.Image) -> Image.Image:
-    """A large square page, ink = 255, in the size of Omniglot's, with a pen that is no thinner than there."""
+    """Scales a large square page, ink = 255, to Omniglot's size, and its pen to at least Omniglot's width."""
     fine = FINE * PAPER
     page = _inked(page.resize((fine, fine), Image.Resampling.BOX), TRACE)
     lacking = FINE * PEN - _pen(np.asarray(page))
@@ -56,7 +56,7 @@ def _pen(page: np.ndarray) -> float:
 
 
 def _threshold(grey: np.ndarray) -> int:
-    """The grey value that parts the pixels into two tones with the least variance within them (Otsu 1979)."""
+    """The grey value that splits the pixels into two tones with the least variance within each (Otsu 1979)."""
     counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
     below, total = np.cumsum(counts), np.cumsum(counts * np.arange(256))
     above = below[-1] - below

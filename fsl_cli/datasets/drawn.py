@@ -1,4 +1,4 @@
-"""The form of a data set of functions, for regression: nothing is stored, points are drawn anew for every episode."""
+"""Data sets of functions, for regression: nothing is stored, and every episode draws new points."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Drawn:
-    """A family of functions of one variable; `draw(rng, tasks, points)` gives points x and y `[tasks, points]` of new ones."""
+    """A family of functions of one variable; `draw(rng, tasks, points)` returns x and y `[tasks, points]` of new functions."""
 
     name: str
     draw: Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]

@@ -18,17 +18,17 @@ from fsl_cli.datasets.resized import Resized
 
 log = logging.getLogger(__name__)
 
-FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # and what they hold
-EDITION = 2  # of the packed form: raise it when the same files are to give other pixels
+FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # names -> splits
+EDITION = 2  # of the packed form: increase it when the same files give other pixels
 
 
 @dataclass(kw_only=True)
 class ImageFolder(Resized):
-    """The images of a user, as `Resized` has them.
+    """The user's images, as described in `Resized`.
 
     Args:
         root: the folder of class folders.
-        fractions: of the classes for train, val and test, where neither folders nor lists say.
+        fractions: of the classes for train, val and test, if there are neither split folders nor lists.
         lists: a JSON file {"train": [class names], "val": [...], "test": [...]}.
     """
 
@@ -46,7 +46,7 @@ class ImageFolder(Resized):
             raise ValueError(f"dataset.root = {self.folder} is no folder, expected one with a folder of images for each class.")
         key = digest(EDITION, str(self.folder.resolve()), archives.fingerprint(self.folder))
         found = self.packed("image_folder", key, self._read, self._splits)
-        if self.test_only:  # else _splits has looked
+        if self.test_only:  # otherwise _splits has checked this
             self._refuse_twice(found.names)
         return found
 
@@ -75,7 +75,7 @@ class ImageFolder(Resized):
         splits = {folder for folder in folders if _split(folder) and any(name.startswith(f"{folder}/") for name in names)}
         if len(splits) < 2:
             return by_hash(names, self.fractions)
-        # Anything else would make classes of the splits, which are trained and tested on alike.
+        # Otherwise the split folders themselves would become classes.
         if len(folders) != 3 or {_split(folder) for folder in folders} != set(SPLITS):
             raise ValueError(
                 f"dataset.root = {self.folder} has the folders {', '.join(sorted(folders))}, expected {', '.join(SPLITS)} with "
@@ -93,7 +93,7 @@ class ImageFolder(Resized):
         return {split: np.array([c for c, place in enumerate(places) if place == split], dtype=np.int64) for split in SPLITS}
 
     def _refuse_twice(self, names: list[str]) -> None:
-        """Refuses a class that is in two of the folders: training, validation and test images of the same classes."""
+        """Refuses a class that is in two split folders."""
         seen: dict[str, str] = {}
         for name in names:
             folder, _, own = name.partition("/")
@@ -106,5 +106,5 @@ class ImageFolder(Resized):
 
 
 def _split(folder: str) -> str | None:
-    """The split that a folder is called after, if any."""
+    """The split that a folder's name stands for, if any."""
     return FOLDERS.get(folder.casefold())

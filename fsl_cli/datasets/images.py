@@ -1,4 +1,4 @@
-"""Image files of any kind -> items `[C, H, W]`: what the data sets of photographs and `fsl predict` share."""
+"""Converts image files of any kind to items `[C, H, W]`; shared by the data sets of photographs and `fsl predict`."""
 
 import io
 import reprlib
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What Pillow and its decoders raise for damaged bytes and dishonest sizes.
+# What Pillow and its decoders raise for damaged or hostile files.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -29,44 +29,44 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
-CHANNELS = (1, 3, 4)  # of an array that is a picture
+CHANNELS = (1, 3, 4)  # the numbers of channels that an array may have
 
 SUFFIXES: Set[str] = {
     *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
     *(".apng", ".dib", ".j2k", ".jpf", ".jpx", ".pbm", ".pcx", ".pnm", ".psd"),
 }
-RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # of cameras: Pillow would read a preview at best
+RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"}  # camera raw: at best, Pillow would read a preview
 OTHERS = RAW | {".avif", ".heic", ".heif", ".jxl", ".svg"}  # pictures that Pillow may be unable to open
 
 
 def is_image(name: str, suffixes: Set[str] = SUFFIXES) -> bool:
-    """Whether a file is called as an image is."""
+    """Whether a file has the suffix of an image and is not hidden."""
     return PurePath(name).suffix.lower() in suffixes and not hidden(name)
 
 
 def hidden(name: str | PurePath) -> bool:
-    """Whether a file is what macOS and file managers leave behind."""
+    """Whether a file is hidden, or one that macOS and file managers leave behind."""
     return any(part.startswith((".", "__MACOSX")) for part in PurePath(name).parts)
 
 
 def check_size(size: int, key: str) -> None:
-    """Refuses a side in pixels that no model here could use."""
+    """Refuses a side in pixels that no model could use."""
     if not 8 <= size <= 512:
         raise ValueError(f"{key} = {size}, expected 8 to 512 pixels. Use 84, as the published protocols do.")
 
 
 def check_shape(size: int, channels: int) -> None:
-    """Refuses items that no model here could use."""
+    """Refuses an item shape that no model could use."""
     check_size(size, "dataset.size")
     if channels not in (1, 3):
         raise ValueError(f"dataset.channels = {channels}, expected 3 for colour or 1 for grey. Choose one of them.")
 
 
 def open_image(path: Path | str, content: bytes | None = None, least: int | None = None) -> Image.Image:
-    """The picture in a file, upright as its EXIF says, transparency on white, in mode L or RGB.
+    """Opens a picture, rotated according to EXIF, with transparency on white, in mode L or RGB.
 
-    `content`: what the file holds, where it lies in an archive; the path is then only what a message calls it. `least`: the
-    side in pixels that is enough; a large JPEG is then decoded at a half, a quarter or an eighth of its size, which is faster.
+    `content`: the file's bytes, if it is in an archive; `path` then only serves for messages. `least`: the side in pixels
+    that is needed; a large JPEG is then decoded at a half, a quarter or an eighth of its size, which is faster.
 
     Raises:
         ValueError: the file is no image, is cut off, or is too large to be honest.
@@ -75,7 +75,7 @@ def open_image(path: Path | str, content: bytes | None = None, least: int | None
         raise _refusal(path, "a camera's raw file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is half as large as is refused is read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised at half of the size that is refused
             file = Image.open(path if content is None else io.BytesIO(content))
         with file:
             if least is not None:
@@ -90,7 +90,7 @@ def _refusal(path: Path | str, reason: str) -> ValueError:
 
 
 def _reason(path: Path | str, error: BaseException) -> str:
-    """What is wrong with a file, without its name, which Pillow gives as that of a buffer if it lies in an archive."""
+    """What is wrong with a file, without the file name in Pillow's message, which may be that of a buffer."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels: scale it down"
     if isinstance(error, UnidentifiedImageError):
@@ -101,9 +101,9 @@ def _reason(path: Path | str, error: BaseException) -> str:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """A picture upright as its EXIF says, transparency on white, in mode L or RGB."""
+    """The picture rotated according to EXIF, with transparency on white, in mode L or RGB."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would cut off what is brighter than 255
+    if upright.mode[0] in "IF":  # deeper than 8 bits: Pillow would clip at 255
         upright = Image.fromarray(_bytes(np.asarray(upright)))
     if upright.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
@@ -113,9 +113,9 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels deeper than 8 bits scaled to uint8, from the narrowest common range that holds the brightest of them.
+    """Scales pixels deeper than 8 bits to uint8, from the narrowest of the usual ranges that holds the brightest pixel.
 
-    Types do not tell the range: 12 bits usually come as 16, and so do 8 after a computation. Floats may range from 0 to 1.
+    The type does not tell the range: 12-bit images are stored as 16, and computations turn 8 into 16. Floats may be in [0, 1].
     """
     values = pixels.astype(np.float64)
     most = values.max(initial=0, where=np.isfinite(values))
@@ -126,26 +126,26 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_item(image: Image.Image, size: int, channels: int = 3) -> np.ndarray:
-    """A picture as a uint8 item `[channels, size, size]`: the shorter side is scaled to `size`, the middle is kept."""
+    """Converts a picture to a uint8 item `[channels, size, size]`: scales the shorter side to `size`, and crops the centre."""
     square = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(square, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def as_image(image: object, number: int) -> Image.Image:
-    """An array `[H, W]`, `[H, W, C]` or `[C, H, W]`, or a Pillow image, as `plain` gives it."""
+    """Converts an array `[H, W]`, `[H, W, C]` or `[C, H, W]`, or a Pillow image, as `plain` does; `number`: for messages."""
     found = image
     if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size and image.dtype.kind in "buif":
         if image.shape[0] in CHANNELS and image.shape[2:] and image.shape[2] not in CHANNELS:
             image = np.moveaxis(image, 0, 2)
         if image.dtype not in (np.bool_, np.uint8):
             image = _bytes(image)
-        with suppress(TypeError):  # Pillow has no mode for so many channels
+        with suppress(TypeError):  # Pillow has no mode for this number of channels
             found = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     if isinstance(found, Image.Image) and 0 not in found.size:
         try:
             return plain(found)
-        except BROKEN as error:  # of a file that Pillow opened, and reads only now
+        except BROKEN as error:  # Pillow reads a file that it has opened only now
             raise _refusal(f"Image {number}", _reason("", error)) from error
     raise ValueError(
         f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array or tensor [H, W], [H, W, C] or "
@@ -154,6 +154,6 @@ def as_image(image: object, number: int) -> Image.Image:
 
 
 def shown(value: Any) -> str:
-    """What a message says that a value is."""
+    """Describes a value in a message."""
     kind = type(value).__name__
     return f"{kind} {value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else reprlib.repr(value)

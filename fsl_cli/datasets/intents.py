@@ -1,7 +1,7 @@
-"""What people ask of a machine, sorted by intent: CLINC150 (Larson et al. 2019, https://arxiv.org/abs/1909.02027) and Banking77
+"""User requests by intent: CLINC150 (Larson et al. 2019, https://arxiv.org/abs/1909.02027) and Banking77
 (Casanueva et al. 2020, https://arxiv.org/abs/2003.04807), from their published files.
 
-Those are one json file {"train": [[text, label], ...], "val": ..., "test": ...}, or a csv file for each part, called after it.
+They are one json file {"train": [[text, label], ...], "val": ..., "test": ...}, or a csv file for each part, with its name.
 The class splits are the five of ProtAugment (Dopierre et al. 2021, https://arxiv.org/abs/2105.12995).
 """
 
@@ -16,8 +16,8 @@ from fsl_cli.datasets.class_splits import by_name, listed, only_test
 from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack
 from fsl_cli.datasets.texts import Sentence, read_labelled, to_raw
 
-EDITION = 1  # of the packed form: raise it when the same files are to give other items
-PARTS = ("train", "val", "test")  # of the sentences of every class; its order in the packed form
+EDITION = 1  # of the packed form: increase it when the same files give other items
+PARTS = ("train", "val", "test")  # of the sentences, in the order of the packed form
 
 Parts = dict[str, list[Sentence]]
 
@@ -27,9 +27,9 @@ class Intents(Dataset):
 
     Args:
         name: of the data set; NAME_foldK.json are its class splits.
-        home: where the files can be had, for the message that they are missing.
-        files: how their paths end, as a pattern.
-        sentences: how many there must be in the parts train, val and test.
+        home: where to get the files, for error messages.
+        files: a pattern for the end of their paths.
+        sentences: the required numbers in the parts train, val and test.
         data_dir: holds the files; cache_dir holds the packed form.
         source: a folder or archive that holds them, as a pattern of paths below `data_dir`, or an absolute one.
         fold: 1 to 5, the class split.
@@ -68,16 +68,16 @@ class Intents(Dataset):
         if not self.parts:
             return Packed(self.name, items, names, counts, splits)
         held, between = self._each("test"), self._each("val")
-        left = np.repeat(counts, counts) - np.concatenate([np.arange(count) for count in counts])  # items to the class's end
+        left = np.repeat(counts, counts) - np.concatenate([np.arange(count) for count in counts])  # up to the end of the class
         learned_or_asked = (left > held + between) | (left <= held)
         return Packed(self.name, items[learned_or_asked], names, counts - between, splits, held=held)
 
     def _each(self, part: str) -> int:
-        """The number of sentences that every class has in `part`; for `train` that differs."""
+        """The number of sentences of each class in `part`; in `train`, where it varies, the mean."""
         return self.sentences[part] // len(self.names)
 
     def _sources(self) -> list[Path]:
-        """What matches `source`: folders if there are any, else archives."""
+        """The matches of `source`: folders if there are any, else archives."""
         found = archives.matching(self.data_dir, self.source)
         sources = [path for path in found if path.is_dir()] or [path for path in found if archives.is_archive(path)]
         if not sources:
@@ -103,7 +103,7 @@ class Intents(Dataset):
         return any(PurePosixPath(path).match(pattern) for pattern in self.files)
 
     def _verify(self, parts: Parts, where: str) -> None:
-        """Refuses other classes, or another number of sentences, than the published files have."""
+        """Refuses classes or numbers of sentences other than those of the published files."""
         repair = f"Get {' and '.join(self.files)} from {self.home}, or use your own as dataset=text_csv."
         found = {part: len(parts[part]) for part in PARTS}
         if found != self.sentences:
@@ -122,7 +122,7 @@ class Intents(Dataset):
 
 
 def _content(path: Path, content: bytes) -> Parts:
-    """The sentences of a file by their part; json files have more parts, which are out of scope."""
+    """The sentences of a file by part; other parts of the json file (out of scope) are left out."""
     if path.suffix != ".json":
         return {path.stem: read_labelled(path, content)}
     try:

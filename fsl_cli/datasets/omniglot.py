@@ -2,8 +2,8 @@
 
 Classes stand in the order background (964), then evaluation (659), each sorted by alphabet and character. The splits
 are constants: `lake` train 792 / val 172 / test 659 and `vinyals` train 1,028 / val 172 / test 423 characters, whose
-alphabets are new (Snell et al., 2017), and `shuffled` train 1,100 / val 100 / test 423, drawn from all alphabets, as by the
-authors of MAML, Reptile and relation networks: new characters of alphabets that are known are the easier task.
+test alphabets are new (Snell et al., 2017), and `shuffled` train 1,100 / val 100 / test 423, drawn from all alphabets, as in
+the code of MAML, Reptile and relation networks; this is easier, because the test alphabets were seen in training.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
 SIDE = 105
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
-TEST_CHARACTERS = {"lake": 659, "vinyals": 423, "shuffled": 423}  # the last ones of the order
+TEST_CHARACTERS = {"lake": 659, "vinyals": 423, "shuffled": 423}  # the last ones in this order
 SHUFFLED_VAL = 100  # characters
-TURNS = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits where quarter turns are classes
+TURNS = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits in which quarter turns count as classes
 LARGEST = 65_536  # bytes; a real drawing has about 500
 SOURCE = "https://github.com/brendenlake/omniglot/tree/master/python"
 WHOLE = "{} characters with {} drawings each"
-EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
+EDITION = 1  # of the packed form: increase it when the same files give other pixels
 BROKEN = (*images.BROKEN, zipfile.BadZipFile)
 
 
@@ -43,7 +43,7 @@ class Omniglot(Dataset):
     """Omniglot as `[32460, channels, size, size]`, two-valued, ink = 255; quarter turns of a character can be classes.
 
     Args:
-        data_dir: holds `omniglot-py/` with both archives or what they unpack to; if absent, they are downloaded.
+        data_dir: holds `omniglot-py/` with both archives or their unpacked folders; if absent, they are downloaded.
         cache_dir: holds the packed form.
         split: which characters are train, val and test; see the top of the file.
         rotations: the splits in which quarter turns are classes: `all`, `train` (that split only) or `none`.
@@ -68,8 +68,8 @@ class Omniglot(Dataset):
         self.split, self.rotations, self.mirrored, self.size, self.channels = split, rotations, mirrored, size, channels
 
     def load(self) -> Packed:
-        # The key has nothing of the source: names and numbers of all files are checked before packing and Omniglot has
-        # one edition only, so archive, folder and download give the same array, and it serves when they are gone.
+        # The key does not depend on the source: all files are checked before packing, and there is only one edition of
+        # Omniglot, so archive, folder and download give the same array, which is used even when they are gone.
         key = f"omniglot-{self.size}-{digest(CHARACTERS, DRAWINGS, EDITION)}"
         items, names, counts = pack(self.cache_dir, key, self._read)
         items = with_channels(items, self.channels)
@@ -98,7 +98,7 @@ class Omniglot(Dataset):
             with Image.open(io.BytesIO(read(file)), formats=["PNG"]) as image:
                 if (image.mode, image.size) != ("1", (SIDE, SIDE)):
                     raise ValueError(f"mode {image.mode}, {image.width}x{image.height} pixels")
-                # The two-valued image is resized, as in the published protocols: converted first, it would become grey.
+                # The two-valued image is resized, as in the published protocols; a grey one would be interpolated.
                 paper = np.asarray(image.resize((self.size, self.size), Image.Resampling.NEAREST))
         except BROKEN as error:
             found, expected = f"{file} ({error})", f"a two-valued PNG of {SIDE}x{SIDE} pixels"
@@ -111,7 +111,7 @@ def class_splits(names: list[str], split: str) -> dict[str, np.ndarray]:
     order = np.arange(len(names))
     val = np.array([name.split("/")[0] in VAL_ALPHABETS for name in names])
     if split == "shuffled":
-        order = np.argsort(np.argsort([digest(split, name) for name in names]))  # where a constant shuffle puts each
+        order = np.argsort(np.argsort([digest(split, name) for name in names]))  # the position of each in a constant shuffle
         val = order < SHUFFLED_VAL
     test = order >= len(names) - TEST_CHARACTERS[split]
     assert not (test & val).any(), "the validation characters stand before those of the test"
@@ -120,8 +120,8 @@ def class_splits(names: list[str], split: str) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def find(folder: Path, part: str) -> Iterator[tuple[Path, list[str], Callable[[str], bytes]]]:
-    """Where `part` lies, its verified files in order, and how to read one: from its folder if that is whole, else from
-    its archive, which is downloaded if neither is there. Nothing is unpacked on disk."""
+    """The place of `part`, its verified files in order, and a function to read one: from its folder if that is complete, else
+    from its archive, which is downloaded if neither is there. Nothing is unpacked on disk."""
     unpacked, archive = folder / part, folder / f"{part}.zip"
     if unpacked.is_dir():
         found = {file.relative_to(folder).as_posix(): file.stat().st_size for file in unpacked.glob("*/*/*.png")}
@@ -147,7 +147,7 @@ def find(folder: Path, part: str) -> Iterator[tuple[Path, list[str], Callable[[s
 
 
 def check(part: str, found: dict[str, int]) -> tuple[list[str], str]:
-    """The drawings among the `found` names and sizes in bytes, in order, and what is wrong with them, if anything."""
+    """The drawings among the files `found` (name -> bytes), in order, and what is wrong with them, or ''."""
     pattern = re.compile(rf"{part}/[^/]+/character\d\d/\d{{4}}_\d\d\.png")  # not __MACOSX, folders, hidden files
     files = sorted(filter(pattern.fullmatch, found), key=lambda file: file.split("/"))
     counts = Counter(file.rpartition("/")[0] for file in files)
@@ -161,7 +161,7 @@ def check(part: str, found: dict[str, int]) -> tuple[list[str], str]:
 
 
 def refusal(path: Path, found: str, expected: str) -> ValueError:
-    """The error for raw files that are not what they should be."""
+    """The error for wrong raw files."""
     return ValueError(
         f"data_dir: {path} has {found}, expected {expected}. "
         f"Delete it, and run again with a network or put {path.stem}.zip from {SOURCE} in its place."
@@ -169,7 +169,7 @@ def refusal(path: Path, found: str, expected: str) -> ValueError:
 
 
 def download(folder: Path, part: str) -> None:
-    """Puts the archive of `part` into `folder`, whole and with the official MD5, or not at all."""
+    """Downloads the archive of `part` to `folder`, checked against the official MD5, or leaves nothing there."""
     from torchvision.datasets import Omniglot as Source  # here, because its import takes seconds
 
     try:

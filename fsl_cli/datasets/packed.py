@@ -1,4 +1,4 @@
-"""The one form that every data set takes, on disk and in memory.
+"""The common form of all data sets, on disk and in memory.
 
 A packed data set is a folder of the cache with `items.npy` (images uint8 `[n, C, H, W]` or texts as bytes `[n]`, sorted by
 class) and `classes.json` (name and number of items of each class). It is written once, atomically, and memory-mapped afterwards.
@@ -31,8 +31,8 @@ SPLITS = ("train", "val", "test")
 
 
 class Raw(NamedTuple):
-    """What a reader makes of the raw files: items sorted by class (images uint8 `[n, C, H, W]` or texts as bytes `[n]`), and
-    each class's name and size.
+    """The content of raw files: items sorted by class (images uint8 `[n, C, H, W]` or texts as bytes `[n]`), and the name and
+    size of each class.
     """
 
     items: np.ndarray
@@ -40,7 +40,7 @@ class Raw(NamedTuple):
     counts: list[int]
 
 
-# How a copy of a class lies that is a class of its own, by the number of its turn.
+# The names of turns, by number, for turned copies of a class that count as classes of their own.
 LYING = (
     "",
     " turned 90",
@@ -55,13 +55,13 @@ LYING = (
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of one split: class `c` owns items `starts[c] : starts[c] + counts[c]`, each lying as `turns[c]` says."""
+    """The classes of one split: class `c` has the items `starts[c] : starts[c] + counts[c]`, turned by `turns[c]`."""
 
     names: list[str]
     starts: np.ndarray  # [classes]
     counts: np.ndarray  # [classes]
-    turns: np.ndarray  # [classes] quarter turns, 0 to 3, and from 4 on those of the mirror image; each is a class of its own
-    held: int = 0  # the last items of each class that are for queries only, and the others for supports; 0: none
+    turns: np.ndarray  # [classes] 0 to 3: quarter turns; 4 to 7: those of the mirror image
+    held: int = 0  # number of last items of each class that are held out for queries; 0: none
     split: str = "chosen"
 
     def __len__(self) -> int:
@@ -72,8 +72,8 @@ class Classes:
 class Packed:
     """A data set ready for use.
 
-    `splits` gives the class numbers of each split, `turns` those that count as classes there (default: none),
-    `augment` what training does to the items (default: nothing), `held` how many of each class are for queries only.
+    `splits`: the class numbers of each split; `turns`: the turns that count as classes there (default: none); `augment`: the
+    augmentation in training (default: none); `held`: the number of items of each class that are held out for queries.
     """
 
     name: str
@@ -94,11 +94,11 @@ class Packed:
         return [self.names[number] for number in self.splits.get(split, ())]
 
     def with_val_in_training(self) -> "Packed":
-        """The same with the validation classes among those of the training; they stay those of the validation too."""
+        """The same data with the validation classes as training classes too."""
         return replace(self, splits={**self.splits, "train": np.concatenate([self.splits["train"], self.splits["val"]])})
 
     def classes(self, split: str) -> Classes:
-        """The classes of `split`, every turn of a class as a class of its own."""
+        """The classes of `split`, where each turn of a class is a class of its own."""
         if split not in self.splits:
             raise ValueError(f"split = {split!r}, but {self.name} has {', '.join(self.splits)}. Choose one of them.")
         if len(self.splits[split]) == 0:
@@ -116,30 +116,30 @@ class Packed:
 
 
 class Dataset(ABC):
-    """What `configs/dataset/NAME.yaml` names: plain options in the constructor, the data set from `load`."""
+    """A data set as named by `configs/dataset/NAME.yaml`: the constructor takes its options, and `load` returns the data."""
 
     @abstractmethod
     def load(self) -> Packed | Drawn:
-        """Reads, verifies and packs the raw files if that has not been done, and opens the packed form; or says how to draw."""
+        """Opens the packed form, after reading, verifying and packing the raw files if necessary; or returns a Drawn."""
 
     @staticmethod
     def item(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-        """A picture of the user's, in mode L or RGB, as an item uint8 `[C, H, W]` like those of this data set."""
+        """Converts a user's picture, in mode L or RGB, to an item uint8 `[C, H, W]` like those of this data set."""
         return to_item(image, shape[-1], shape[0])
 
 
 def digest(*parts: object) -> str:
-    """A short key for a cache folder: a hash of everything that its content depends on."""
+    """A short key for a cache folder: a hash of `parts`, everything that its content depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def blank(cache_dir: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array of zeros to be filled, in a nameless file of the cache: it may be larger than memory."""
+    """A uint8 array of zeros in an anonymous file of the cache, so that it may be larger than memory."""
     try:
         folder = Path(cache_dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without a word
+            if hasattr(os, "posix_fallocate"):  # writing to a mapping on a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, math.prod(shape))
             return np.memmap(file, np.uint8, "w+", shape=shape)  # the mapping keeps the file alive
     except OSError as error:
@@ -147,7 +147,7 @@ def blank(cache_dir: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unwritable(cache_dir: str, error: OSError) -> ValueError:
-    """The error for a cache that cannot take packed data."""
+    """The error for a cache that cannot be written."""
     return ValueError(
         f"cache_dir = {cache_dir}: packed data cannot be written there ({error.strerror or error}). "
         "Set cache_dir=PATH or FSL_CACHE_DIR to a writable folder with enough space."
@@ -155,7 +155,7 @@ def unwritable(cache_dir: str, error: OSError) -> ValueError:
 
 
 def with_channels(items: np.ndarray, channels: int) -> np.ndarray:
-    """Grey items `[n, 1, H, W]` as `[n, channels, H, W]`, a view, for a model that was trained on colours."""
+    """Repeats grey items `[n, 1, H, W]` as a view `[n, channels, H, W]`, for a model that takes colour."""
     if channels not in (1, 3):
         raise ValueError(f"dataset.channels = {channels}, expected 1, or 3 for a model trained on colours. Choose one of them.")
     return np.broadcast_to(items, (len(items), channels, *items.shape[2:]))
@@ -164,7 +164,7 @@ def with_channels(items: np.ndarray, channels: int) -> np.ndarray:
 def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
     """Opens `cache_dir/key`; if it is absent or damaged, calls `read` and writes it first. Items come memory-mapped.
 
-    Of several processes one reads, and the others wait for it.
+    If several processes do so, one reads, and the others wait for it.
     """
     folder = Path(cache_dir).expanduser() / key
     found = _open(folder)
@@ -173,7 +173,7 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
     with locked(folder.with_name(f".{key}.lock"), cache_dir) as alone:
         found = _open(folder)
         if found is None:
-            for left in folder.parent.glob(f".{glob.escape(key)}-*") if alone else ():  # of a process that was killed
+            for left in folder.parent.glob(f".{glob.escape(key)}-*") if alone else ():  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             _make(folder, read(), cache_dir)
             found = _open(folder)
@@ -183,7 +183,7 @@ def pack(cache_dir: str, key: str, read: Callable[[], Raw]) -> Raw:
 
 @contextmanager
 def locked(path: Path, cache_dir: str) -> Iterator[bool]:
-    """Lets one process in at a time, on file systems that can, and says whether this is one."""
+    """Lets one process in at a time; yields whether the file system has locks."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _make(folder: Path, raw: Raw, cache_dir: str) -> None:
             try:
                 draft.rename(folder)
             except OSError:
-                if _open(folder) is None:  # a damaged one is in the way; else a process without locks packed the same data first
+                if _open(folder) is None:  # it is damaged; otherwise a process without locks has packed the same data
                     shutil.rmtree(folder)
                     draft.rename(folder)
         finally:

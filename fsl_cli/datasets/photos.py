@@ -16,19 +16,19 @@ from fsl_cli.datasets.class_splits import by_name, listed
 from fsl_cli.datasets.packed import SPLITS, Packed, Raw, digest
 from fsl_cli.datasets.resized import Resized
 
-EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
+EDITION = 1  # of the packed form: increase it when the same files give other pixels
 
 
 @dataclass(kw_only=True)
 class Photos(Resized):
-    """Images of the listed classes, as `Resized` has them.
+    """Images of the listed classes, as described in `Resized`.
 
     Args:
         name: of the checked-in class split, splits/NAME.json.
-        home: where the files can be had, for the message that they are missing.
+        home: where to get the files, for error messages.
         data_dir: holds the files.
         source: the folder, archive or archives, or arrays, as a pattern of paths below `data_dir`, or an absolute one.
-        images: how many there must be in all; null: any number.
+        images: the required number in total; null: any.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Photos(Resized):
         return found
 
     def _sources(self) -> list[Path]:
-        """What matches `source`: folders if there are any, else archives, else arrays."""
+        """The matches of `source`: folders if there are any, else archives, else arrays."""
         found = archives.matching(self.data_dir, self.source)
         folders = [path for path in found if path.is_dir()]
         inner = [path for folder in folders for path in sorted(folder.iterdir()) if tables.is_table(path)]
@@ -79,7 +79,7 @@ class Photos(Resized):
         return trees.read(sources, tree, self.size, self.channels, self.cache_dir, "dataset.source")
 
     def _survey(self, sources: list[Path]) -> trees.Tree:
-        """The images by the class that a folder is called after, or else by that in csv files."""
+        """The images by class, which is the name of a folder, or else given by csv files."""
         tree = trees.survey(sources, lambda name: self._folder(PurePosixPath(name)))
         if not tree:
             labels = self._csv_labels(sources)
@@ -87,7 +87,7 @@ class Photos(Resized):
         return tree
 
     def _within(self, sources: list[Path]) -> list[Path]:
-        """The archives straight in folders; refuses archives and arrays that lie deeper, or in another archive."""
+        """The archives directly in folders; if there are none, refuses archives and arrays inside the sources."""
         found = [path for source in sources if source.is_dir() for path in sorted(source.iterdir()) if archives.is_archive(path)]
         for source in [] if found else sources:
             for name, _ in archives.walk(source, lambda _: False):
@@ -98,16 +98,16 @@ class Photos(Resized):
         return found
 
     def _folder(self, path: PurePosixPath) -> str | None:
-        """The listed class that an image's folder, or one above it, is called after."""
+        """The listed class whose name an image's folder, or one above it, has."""
         return next((part for part in reversed(path.parts[:-1]) if part in self.known), None)
 
     def _csv_labels(self, sources: list[Path]) -> dict[str, str]:
-        """The class of each file that csv files with `filename,label` lines name."""
+        """The class of each file, from csv files with lines `filename,label`."""
         labels = {}
         for source in sources:
             for _, content in archives.walk(source, lambda name: name.lower().endswith(".csv")):
                 rows = csv.reader((content or b"").decode("utf-8-sig", "replace").splitlines())
-                with suppress(csv.Error):  # a table of something else
+                with suppress(csv.Error):  # some other csv file
                     labels |= {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in self.known}
         return labels
 
@@ -116,7 +116,7 @@ class Photos(Resized):
         return {split: [*self.lists[split], *(name for name in names if name.startswith(f"{split}/"))] for split in SPLITS}
 
     def _verify(self, counts: dict[str, int], sources: list[Path]) -> None:
-        """Refuses another number of classes or images than the split has."""
+        """Refuses wrong numbers of classes or images."""
         where = ", ".join(map(str, sources))
         own = Counter(split for split, names in self._lists(list(counts)).items() for name in names if name in counts)
         for split in SPLITS:

@@ -1,4 +1,4 @@
-"""What the data sets of photographs share: options of shape and augmentation, and the way to a packed data set."""
+"""The base of the data sets of photographs: options of shape and augmentation, and packing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from fsl_cli.datasets.packed import Dataset, Packed, Raw, pack
 
 @dataclass(kw_only=True)
 class Resized(Dataset):
-    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, the middle is kept.
+    """Images as `[n, channels, size, size]`: the shorter side is scaled to `size`, and the centre is cropped.
 
     Args:
         cache_dir: holds the packed form.
         size: side of the items in pixels.
         channels: 3, or 1 for grey.
         test_only: all classes are test classes, for a model trained on another data set.
-        crop, flip, jitter: changes in training, see augment.py.
+        crop, flip, jitter: augmentation in training, see augment.py.
     """
 
     cache_dir: str
@@ -40,7 +40,7 @@ class Resized(Dataset):
             )
 
     def packed(self, name: str, key: str, read: Callable[[], Raw], split: Callable[[list[str]], Splits]) -> Packed:
-        """The data set that `read` reads where it is not packed under `key` yet; `split` divides the names of its classes."""
+        """The data set packed under `key`, which `read` reads if necessary; `split` splits its class names."""
         items, names, counts = pack(self.cache_dir, f"{name}-{self.size}x{self.channels}-{key}", read)
         splits = only_test(len(names)) if self.test_only else split(names)
         return Packed(name, items, names, np.asarray(counts), splits, augment=self.augment)

@@ -1,7 +1,7 @@
 """Sine curves y = amplitude * sin(x - phase), the regression tasks of MAML (Finn et al. 2017, section 5.1).
 
 Amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]. There are no classes to split: training, validation and test draw their
-functions from streams of random numbers that are apart.
+functions from separate streams of random numbers.
 """
 
 import numpy as np

@@ -13,7 +13,7 @@ from fsl_cli.datasets.packed import SPLITS, Dataset, Packed, Raw, digest, pack, 
 from fsl_cli.datasets.pens import BLOCK, STROKES, draw, invent
 
 SEED = 2_015_1211
-EDITION = 1  # of the pixels: raise it when this file or pens.py is to draw anything differently
+EDITION = 1  # of the packed form: increase it when this file or pens.py draws differently
 
 
 class Strokes(Dataset):
@@ -64,7 +64,7 @@ class Strokes(Dataset):
 
     def load(self) -> Packed:
         harder = (self.strokes, float(self.tremor), float(self.noise))
-        options = [harder] if harder != (STROKES, 1.0, 0.0) else []  # the usual drawings keep the key that they have always had
+        options = [harder] if harder != (STROKES, 1.0, 0.0) else []  # the default drawings keep their key
         key = f"strokes-{self.size}-{digest(SEED, EDITION, self.classes, self.drawings, *options)}"
         items, names, counts = pack(self.cache_dir, key, self._draw)
         ends = np.cumsum(list(self.classes.values()))
@@ -79,7 +79,7 @@ class Strokes(Dataset):
         items = np.empty((sum(self.classes.values()), self.drawings, 1, self.size, self.size), np.uint8)
         names: list[str] = []
         for which, (split, number) in enumerate(self.classes.items()):
-            for start in range(0, number, BLOCK):  # whole blocks are drawn, so that class c is always the same
+            for start in range(0, number, BLOCK):  # in whole blocks, so that class c does not depend on the number of classes
                 key = [SEED, which, start // BLOCK]
                 program = invent(np.random.default_rng(key), self.strokes)
                 end = min(start + BLOCK, number)

@@ -1,12 +1,12 @@
 """Images in one array: the pickle and npz releases of mini- and tieredImageNet, read without running what is in them.
 
-A release is a file for each split, or one with the images and one with the labels, called after the split. In it are
+A release has a file for each split, or one for images and one for labels, with the split in its name. It contains
 
     image_data + class_dict     uint8 [n, H, W, C], and the numbers of the images of each class   (Ren et al. 2018)
     data or images + labels     the same with a class number for each image, names in catname2label (Gidaris, Lee et al.)
     images without labels       uint8 [classes, each, H, W, C]
     a list without names        PNG or JPEG files as arrays of bytes, labels in the other file      (tieredImageNet)
-    images + label_specific     what the authors' program makes of the latter, by OpenCV: blue, green, red
+    images + label_specific     the output of the authors' program for the latter, by OpenCV: blue, green, red
 """
 
 import pickle
@@ -24,12 +24,12 @@ from fsl_cli.datasets import archives
 from fsl_cli.datasets.images import open_image, to_item
 from fsl_cli.datasets.packed import SPLITS, Raw, blank
 
-EDITION = 2  # of the packed form: raise it when the same files are to give other pixels
+EDITION = 2  # of the packed form: increase it when the same files give other pixels
 SUFFIXES = (".pkl", ".pickle", ".npz")
 IMAGES, LABELS = ("image_data", "images", "data", "x"), ("labels", "label_specific", "targets", "y")
-OTHER_PHASE = re.compile("phase_(val|test)")  # more images of the training classes, which are in no published protocol
+OTHER_PHASE = re.compile("phase_(val|test)")  # further images of the training classes, not part of any published protocol
 PLAIN = re.compile("[<>|=]?[biu][1248]|[<>|=]?f[248]|[<>|=]?[SU][0-9]{1,6}|[|]?O[48]?")
-# What the unpickler raises for bytes that are no pickle, or not one of those above.
+# What the unpickler raises for files other than those above.
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError, OSError,
           RecursionError, OverflowError, ImportError, UnicodeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
@@ -40,7 +40,7 @@ def is_table(path: Path) -> bool:
 
 
 def read(sources: list[Path], known: set[str], size: int, channels: int, cache_dir: str) -> Raw:
-    """Reads all images as items `[channels, size, size]`. A class that is not `known` by name is called split/number."""
+    """Reads all images as items `[channels, size, size]`. A class whose name is not `known` is named split/number."""
     counts: dict[str, int] = {}
     for _, labels in _parts(sources, known):
         for name in labels:
@@ -91,7 +91,7 @@ def _parts(sources: list[Path], known: set[str]) -> Iterator[tuple[Any, list[str
 
 
 def _count(images: Any) -> int:
-    """How many images there are: none in a lone number."""
+    """The number of images; 0 for a scalar."""
     try:
         return len(images)
     except TypeError:
@@ -125,7 +125,7 @@ def _picture(image: Any) -> Image.Image:
 
 
 def load(path: Path) -> Any:
-    """What a pickle or npz file holds, of arrays, numbers, texts and plain containers."""
+    """The content of a pickle or npz file: arrays, numbers, texts and plain containers only."""
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -143,7 +143,7 @@ def load(path: Path) -> Any:
 
 
 class _Kind:
-    """Stands for numpy.dtype while a pickle is read, so that nothing in the file reaches numpy unseen."""
+    """Replaces numpy.dtype while a pickle is read, so that nothing in the file reaches numpy unchecked."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name, self.order = _text(name), "|"
@@ -152,7 +152,7 @@ class _Kind:
         self.order = _text(state[1])
 
     def dtype(self) -> np.dtype:
-        """The type of number, if it is a plain one."""
+        """The numpy type, if it is a plain number."""
         code = self.order + self.name if self.name[:1] in "biufSU" else self.name
         if not PLAIN.fullmatch(code):
             raise pickle.UnpicklingError(f"it has numbers of type {code!r}")
@@ -160,7 +160,7 @@ class _Kind:
 
 
 class _Array:
-    """Stands for numpy.ndarray while a pickle is read."""
+    """Replaces numpy.ndarray while a pickle is read."""
 
     value: Any = None
 
@@ -176,7 +176,7 @@ def _array(content: Any, kind: _Kind, shape: tuple[int, ...], order: str) -> Any
     dtype = kind.dtype()
     if dtype.hasobject:
         return _plain(content) if isinstance(content, list) else None
-    if isinstance(content, str):  # as Python 2 wrote it
+    if isinstance(content, str):  # written by Python 2
         content = content.encode("latin1")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C")
 
@@ -212,7 +212,7 @@ for _builtins in ("builtins", "__builtin__"):
 
 
 class Restricted(pickle.Unpickler):
-    """Makes arrays and plain containers, and refuses everything else by its name."""
+    """Builds arrays and plain containers, and refuses everything else by name."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:
@@ -222,7 +222,7 @@ class Restricted(pickle.Unpickler):
 
 
 def _plain(value: Any, made: dict[int, Any] | None = None) -> Any:
-    made = {} if made is None else made  # what stands in many places is made once: a few bytes could fill the memory
+    made = {} if made is None else made  # shared objects are built once, or a few bytes could fill the memory
     if not isinstance(value, dict | list | tuple | _Array):
         return value
     if id(value) not in made:

@@ -13,7 +13,7 @@ from fsl_cli.datasets.class_splits import Splits, by_hash, check_fractions, from
 from fsl_cli.datasets.packed import Dataset, Packed, Raw, digest, pack
 from fsl_cli.datasets.texts import read_labelled, to_raw
 
-EDITION = 1  # of the packed form: raise it when the same file is to give other items
+EDITION = 1  # of the packed form: increase it when the same file gives other items
 
 
 class TextCsv(Dataset):
@@ -22,7 +22,7 @@ class TextCsv(Dataset):
     Args:
         file: the table.
         cache_dir: holds the packed form.
-        fractions: of the classes for train, val and test, where no lists say.
+        fractions: of the classes for train, val and test, if there are no lists.
         lists: a JSON file {"train": [labels], "val": [...], "test": [...]}.
         test_only: all classes are test classes, for a model trained on another data set.
     """

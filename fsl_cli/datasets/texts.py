@@ -1,4 +1,4 @@
-"""Texts as items, and the csv files in which people keep them: what the data sets of texts and `fsl predict` share."""
+"""Texts as items, and csv files of texts; shared by the data sets of texts and `fsl predict`."""
 
 import codecs
 import csv
@@ -11,15 +11,15 @@ import numpy as np
 
 from fsl_cli.datasets.packed import Raw
 
-LABELS = ("label", "category", "intent", "class")  # what the first line of a table may call the column of labels
-# What tables call their columns elsewhere: none of it is taken for a text or a class.
+LABELS = ("label", "category", "intent", "class")  # accepted headers of the label column
+# Common headers of other tables, which must not be taken for a text or a class.
 HEADINGS = {
     *("text", "sentence", "utterance", "question", "query", "message", "phrase", "content", "document", "comment", "review"),
     *("tweet", "prompt", "input", "example", "sample"),
     *("label", "intent", "class", "class_name", "category", "target", "tag", "topic"),
 }
 TABLES = (".csv", ".tsv")
-LONGEST = 20_000  # bytes of a text: all items of a set are as wide as the longest
+LONGEST = 20_000  # bytes of a text, since all items of a data set are as wide as the longest
 
 
 class Sentence(NamedTuple):
@@ -30,12 +30,12 @@ class Sentence(NamedTuple):
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is called as a table is."""
+    """Whether a file has the suffix of a table."""
     return path.lower().endswith(TABLES)
 
 
 def to_items(texts: Iterable[str]) -> np.ndarray:
-    """Texts as items: UTF-8 in numpy's bytes `[n]`, as wide as the longest; every run of white space becomes one space."""
+    """Converts texts to items: UTF-8 as numpy bytes `[n]`; every run of white space becomes one space."""
     items = []
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str) or not text.split() or not _encodable(text):
@@ -46,7 +46,7 @@ def to_items(texts: Iterable[str]) -> np.ndarray:
 
 
 def refuse_long(text: str, place: str) -> None:
-    """Refuses a text that would make all items of its set too wide."""
+    """Refuses a text that would make all items of its data set too wide."""
     size = len(" ".join(text.split()).encode())
     if size > LONGEST:
         raise ValueError(
@@ -56,7 +56,7 @@ def refuse_long(text: str, place: str) -> None:
 
 
 def _encodable(text: str) -> bool:
-    """Whether a text is one: halves of characters, which Python admits, cannot be written."""
+    """Whether a string can be encoded: it must not contain surrogates."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
@@ -66,18 +66,18 @@ def to_texts(items: np.ndarray) -> list[str]:
 
 
 def to_raw(classes: Mapping[str, Sequence[str]]) -> Raw:
-    """The texts of each class as items sorted by class, those of a class in their order."""
+    """The texts of each class as items sorted by class, in their order within a class."""
     names = sorted(classes)
     return Raw(to_items(text for name in names for text in classes[name]), names, [len(classes[name]) for name in names])
 
 
 def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
-    """The texts and labels of a csv or tsv file: of two columns, or of those that its first line calls text and label.
+    """Reads a csv or tsv file with two columns, or with a header that names the columns text and label.
 
-    `content`: what the file holds, where it lies in an archive; the path is then only what a message calls it.
+    `content`: the file's bytes, if it is in an archive; `path` then only serves for messages.
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is not such a table.
     """
     rows = _rows(path, content)
     names = [cell.lower() for cell in rows[0][1]]
@@ -110,13 +110,13 @@ def read_labelled(path: Path, content: bytes | None = None) -> list[Sentence]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a csv or tsv file (its only column, or the one that its first line calls text), else one for each line.
+    """Reads the texts of a csv or tsv file (the column `text`, or the only one), or of any other file, one on each line.
 
     Raises:
-        ValueError: the file has none, or is something else.
+        ValueError: the file has no texts, or another format.
     """
     if not is_table(path.name):
-        # Lines as editors count them: str.splitlines would part a text at other characters too.
+        # Lines as editors count them; str.splitlines would also split at other characters.
         lines = enumerate(io.StringIO(_decoded(path, None), newline=None), start=1)
         numbered = [(line, text.strip()) for line, text in lines if text.strip()]
     else:
@@ -142,10 +142,10 @@ def read_texts(path: Path) -> list[str]:
 
 
 def _refuse_headings(path: Path, rows: list[tuple[int, list[str]]], wanted: str) -> None:
-    """Refuses a first line that calls the columns by other names than `wanted`: it would be taken for a text."""
+    """Refuses a header with names other than `wanted`, which would be taken for a text."""
     names = rows[0][1]
     for column, name in enumerate(names):
-        # What also stands further down is a class, say `question`, in a table without a first line of names.
+        # A name that occurs further down is a class, such as `question`, in a table without a header.
         if name.lower() in HEADINGS and not any(name in cells[column : column + 1] for _, cells in rows[1:]):
             raise ValueError(
                 f"{path} has the columns {', '.join(names)}, expected {wanted}. Call them so in the first line; if that is "
@@ -154,7 +154,7 @@ def _refuse_headings(path: Path, rows: list[tuple[int, list[str]]], wanted: str)
 
 
 def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
-    """The rows of a table that are not empty, each with the number of its last line."""
+    """The nonempty rows of a table, each with the number of its last line."""
     text = io.StringIO(_decoded(path, content), newline="")
     reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True, strict=True)
     try:
@@ -168,13 +168,13 @@ def _rows(path: Path, content: bytes | None) -> list[tuple[int, list[str]]]:
         raise ValueError(f"{path} is empty, expected lines of text,label.")
     names = [cell.lower() for cell in rows[0][1]]
     for line, cells in rows[1:] if "text" in names else ():
-        if any(cells[len(names) :]):  # a text whose commas part it would give its end to the next column
+        if any(cells[len(names) :]):  # an unquoted comma would put the end of a text into the next column
             raise ValueError(
                 f"{path}, line {line}: {len(cells)} columns, but the first line names {len(names)}. Put a text that has commas "
                 "in double quotes."
             )
     headed = rows[0][1][0].lower().startswith("text;")
-    parted = all(len(cells) == 2 and ";" in cells[1] for _, cells in rows)  # by the commas in their texts
+    parted = all(len(cells) == 2 and ";" in cells[1] for _, cells in rows)  # split only by the commas in their texts
     if path.suffix.lower() != ".tsv" and len(rows) > 1 and (headed or parted):
         raise ValueError(f"{path}: semicolons do not part columns, and stand in the last one of every line. Part them by commas.")
     return rows
@@ -193,9 +193,9 @@ def _decoded(path: Path, content: bytes | None) -> str:
 
 
 def transcript(names: Sequence[str], texts: Sequence[Sequence[str]], shot: int, right: np.ndarray | None = None) -> str:
-    """An episode to be read: the texts `[way, shot + queries]` below the names of their classes, the support first.
+    """An episode as text: the texts `[way, shot + queries]` below their class names, the support first.
 
-    `right` `[way, queries]` says whether each query was answered rightly.
+    `right` `[way, queries]`: whether each query was answered correctly.
     """
     lines = []
     for row, name in enumerate(names):

@@ -1,7 +1,7 @@
-"""The image classification data sets of torchvision, through one adapter: the YAML names the class, and what it must hold.
+"""The image classification data sets of torchvision, through one adapter: the YAML names the class and its expected content.
 
-Their own train and test parts are put together, since a few-shot split divides classes, not images. Which classes train,
-validate and test is a checked-in list, or by their numbers in torchvision's order: c % 2 = 0 train, c % 4 = 1 val, c % 4 = 3
+Their train and test parts are joined, because a few-shot split divides classes, not images. The class split is a checked-in
+list, or a rule by class numbers in torchvision's order: c % 2 = 0 train, c % 4 = 1 val, c % 4 = 3
 test (the rule of Chen et al. 2019 for CUB).
 """
 
@@ -23,25 +23,25 @@ from fsl_cli.datasets.images import to_item
 from fsl_cli.datasets.packed import Packed, Raw, digest, locked
 from fsl_cli.datasets.resized import Resized
 
-EDITION = 1  # of the packed form: raise it when the same files are to give other pixels
+EDITION = 1  # of the packed form: increase it when the same files give other pixels
 TIMEOUT_S = 30
-# What torchvision raises for files that are cut off or something else; not all of its downloads have a checksum.
+# What torchvision raises for truncated or wrong files; not all of its downloads have a checksum.
 BROKEN = (*archives.BROKEN, HTTPException, ValueError, LookupError, AssertionError)
 
 
 @dataclass(kw_only=True)
 class Torchvision(Resized):
-    """Images that torchvision reads, as `Resized` has them.
+    """Images that torchvision reads, as described in `Resized`.
 
     Args:
-        name: of the data set here.
+        name: of the data set in this program.
         kind: the class of torchvision.datasets.
-        parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are put together.
-        classes: how many there must be, and `images` how many images in all.
-        data_dir: torchvision's `root`; what is not there is downloaded.
-        files: what torchvision downloads, below `data_dir`: to be put there by hand where there is no network.
+        parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are joined.
+        classes: the required number of classes; `images`: of images in total.
+        data_dir: torchvision's `root`; missing files are downloaded.
+        files: what torchvision downloads, below `data_dir`, for the message without a network.
         split: a checked-in list splits/NAME.json, or null for the rule by numbers.
-        transposed: the images lie on their side, mirrored (EMNIST).
+        transposed: the images are stored transposed (EMNIST).
     """
 
     name: str
@@ -59,7 +59,7 @@ class Torchvision(Resized):
         self.lists = listed(self.split) if self.split else None
 
     def load(self) -> Packed:
-        # As for Omniglot the key has nothing of the source: torchvision verifies the files, and there is one edition of them.
+        # As for Omniglot, the key does not depend on the source: torchvision verifies the files, and there is only one edition.
         key = digest(EDITION, self.kind, self.parts, self.images, self.transposed)
         return self.packed(self.name, key, self._read, self._splits)
 
@@ -72,7 +72,7 @@ class Torchvision(Resized):
         return by_name(names, self.lists)
 
     def _read(self) -> Raw:
-        # Sets that share files, as CIFAR-FS and FC100, are not downloaded over each other.
+        # Locked, because data sets that share files (CIFAR-FS and FC100) must not download at the same time.
         with locked(Path(self.cache_dir).expanduser() / f".{self.kind}.lock", self.cache_dir):
             parts = [self._open(part) for part in self.parts]
         total = sum(len(part) for part in parts)
@@ -104,14 +104,14 @@ class Torchvision(Resized):
             yield image, int(label)
 
     def _open(self, part: dict[str, Any]) -> Any:
-        """A part of the data as torchvision has it, downloaded if it is not there."""
+        """Opens a part of the data with torchvision, and downloads it if necessary."""
         from torchvision import datasets  # here, because its import takes seconds
 
         kind, folder = getattr(datasets, self.kind), Path(self.data_dir).expanduser()
         try:
             try:
                 return kind(str(folder), download=False, **part)
-            except RuntimeError:  # not there, or damaged
+            except RuntimeError:  # missing or damaged
                 with patient():
                     folder.mkdir(parents=True, exist_ok=True)
                     return kind(str(folder), download=True, **part)
@@ -129,7 +129,7 @@ class Torchvision(Resized):
 
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
-    """Within it, downloads print nothing, and end in an error where a firewall swallows packets, not in waiting for ever."""
+    """Within it, downloads print nothing, and time out if a firewall drops packets."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)
     try:

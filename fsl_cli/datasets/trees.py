@@ -1,4 +1,4 @@
-"""Images in folders or archives -> items sorted by class: a first walk finds them, a second one reads them."""
+"""Reads images in folders or archives as items sorted by class: a first pass finds them, a second one decodes them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,7 @@ from fsl_cli.datasets.packed import Raw, blank
 
 
 class Found(NamedTuple):
-    """An image file: the number of the source it lies in, and its name there."""
+    """An image file: the number of its source, and its name there."""
 
     source: int
     name: str
@@ -20,7 +20,7 @@ Tree = dict[str, list[Found]]  # the images of each class; classes and images so
 
 
 def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
-    """Finds the images; `label` gives the class for a file's name, or None to leave it out."""
+    """Finds the images; `label` maps a file name to its class, or to None to leave it out."""
     tree: dict[str, dict[str, Found]] = {}
     for number, source in enumerate(sources):
         for name, _ in archives.walk(source, lambda _: False):
@@ -39,10 +39,10 @@ def survey(sources: list[Path], label: Callable[[str], str | None]) -> Tree:
 
 
 def named(tree: Tree, labels: Mapping[str, str]) -> Tree:
-    """The images of a tree that are among the names in `labels`, name -> class.
+    """The images of a tree that are named in `labels`, name -> class.
 
-    Lists of mini-ImageNet call images of ImageNet, whose names are CLASS_NUMBER, by their place in the order of these numbers:
-    n0153282900000005.jpg is the fifth of class n01532829.
+    The lists of mini-ImageNet name images of ImageNet by their rank within a class: n0153282900000005.jpg is the fifth image of
+    class n01532829, ordered by the number in its name (CLASS_NUMBER).
     """
     wanted: dict[str, list[str]] = {where: [] for where in tree}
     for name, where in labels.items():
@@ -62,7 +62,7 @@ def _number(name: str) -> int:
 
 
 def read(sources: list[Path], tree: Tree, size: int, channels: int, cache_dir: str, key: str) -> Raw:
-    """Reads every image that was found, as items `[channels, size, size]`; `key` is what the user named the sources by."""
+    """Reads all images found, as items `[channels, size, size]`; `key`: the option that names the sources."""
     places = {found: place for place, found in enumerate(found for images in tree.values() for found in images)}
     items = blank(cache_dir, (len(places), channels, size, size))
     left = set(places)
