@@ -21,7 +21,7 @@ from fsl_cli.whole import whole
 
 FORMAT = 1
 AGAIN = "Start a new run in another folder, from the best checkpoint beside it if there is one: pretrain=PATH/best.pt."
-NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # None: a pretrained network
+NAMES = dict.fromkeys(("algo", "model", "dataset"), str) | {"task": (str, NoneType)}  # None: a network that comes with weights
 MADE = {"_target_": str}
 MAYBE = (dict, NoneType)
 # The required content of a file by key: a type, a dict with at least these keys, or a list of one kind.
@@ -45,7 +45,7 @@ KEYS = LEARNED | {
     | {"failures": list, "window": [[float]]},
     "fastest": dict.fromkeys(UNMEASURED, object),
 }
-# The files of `fsl adapt`.
+# The same for a classifier, which `fsl adapt` writes.
 CLASSIFIER = LEARNED | {
     "classifier": {"inputs": torch.Tensor, "slots": torch.Tensor, "names": [str], "temperature": float, "norm": str}
 }
@@ -161,7 +161,7 @@ def groups(content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The config groups that a checkpoint was trained with, as options for Hydra."""
     config = OmegaConf.create(content["config"])
     if "shot" in config.algo:
-        config.algo.shot = config.algo.shot  # a number, not `${task.shot}`: its layers stay, whatever task.shot is
+        config.algo.shot = config.algo.shot  # in place of `${task.shot}`: typing task.shot must not rebuild the trained layers
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return {name: plain[name] or {} for name in names}

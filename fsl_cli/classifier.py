@@ -67,7 +67,7 @@ class Trained:
             labels: one for each; the names of the classes are `str(label)`.
 
         Raises:
-            ValueError: an image cannot be read, the number of labels is wrong, there are fewer than two classes, or another
+            ValueError: an image or label cannot be read, their numbers differ, there are fewer than two classes, or another
                 number than that of a fixed head.
         """
         if _is_one(labels):
@@ -109,7 +109,7 @@ class Trained:
                 f"task.way={len(names)}, or use an algorithm without a fixed head, such as algo=protonet."
             )
         slots = np.array([names.index(label) for label in labels])
-        order = np.argsort(slots, kind="stable")  # sorted by class, as in episodes: some algorithms rely on it
+        order = np.argsort(slots, kind="stable")  # sorted by class, as in episodes: some algorithms then take one of each in turn
         targets = functional.one_hot(torch.from_numpy(slots[order]).to(self.device), len(names)).float()
         support = Examples(self.embed(items[order]), targets)
         sure = temperature(*held_out(self.algo, support, self.embeds, ENOUGH, CALIBRATION))

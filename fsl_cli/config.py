@@ -198,15 +198,16 @@ def _allowed(module: str) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain config value matches an annotation; annotations that no YAML could match accept everything."""
+    """Whether a plain config value matches an annotation; `Any` accepts everything, a kind not listed here nothing."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
     if origin is typing.Literal:
         return value in options
+    if origin is tuple and Ellipsis not in options:
+        return isinstance(value, list) and len(value) == len(options) and all(map(_fits, value, options))
     if origin in (list, tuple):
-        inner = options[0] if options else Any
-        return isinstance(value, list) and all(_fits(item, inner) for item in value)
+        return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -225,7 +226,8 @@ def _spell(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_spell(option) for option in options if getattr(option, "__name__", "") != "Tensor")
     if origin in (list, tuple):
-        return f"a list of {_spell(options[0]).removeprefix('a ')}s in brackets"
+        number = f"{len(options)} " if origin is tuple and Ellipsis not in options else ""
+        return f"a list of {number}{_spell(options[0]).removeprefix('a ')}s in brackets"
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", types.NoneType: "null"}
     return names.get(hint) or str(hint)
 

@@ -100,8 +100,9 @@ def checks(data: Packed) -> list[str]:
 
 
 def show(data: Packed, cfg: DictConfig) -> str:
-    """Draws an evaluation episode (a row for each class, support framed grey, queries green), or writes its texts; returns
-    the line to print.
+    """Draws an evaluation episode, or writes its texts; returns the line to print.
+
+    In the picture, each class is a row, with supports framed grey and queries green.
     """
     task = cfg.task
     filled = [split for split in SPLITS if len(data.splits[split]) > 0]

@@ -127,7 +127,7 @@ def restore(cfg: DictConfig, data: Packed | Drawn, place: torch.device, content:
 def choose_speed(
     cfg: DictConfig, content: dict[str, Any] | None, algo: Algorithm, place: torch.device, trial: Callable[[], object]
 ) -> speed.Choice:
-    """Applies the Choice of the training, with what was typed, and the number of threads that is fastest in a trial."""
+    """The Choice for the episodes: as typed, else as in training, and on the number of CPU threads that a trial finds fastest."""
     trained = checkpoint.fastest(content, place) or speed.UNMEASURED
     chosen = {name: trained[name] if cfg.device[name] == "auto" else cfg.device[name] for name in trained}
     if algo.bulk and cfg.device.channels_last == "auto":

@@ -32,7 +32,6 @@ NAMES = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8p", "W8m", "W9")
 class Workload:
     """What is measured: one call of `ours` and of each peer does `tasks` tasks, or what `scale` says of it."""
 
-    name: str
     what: str
     tasks: int
     ours: Step
@@ -107,7 +106,7 @@ class Bench:
                 loss = functional.cross_entropy(functional_call(net, weights, queries), labels(truth)) / tasks
                 loss.backward()
 
-        return Workload(name, what, tasks, self.tuned(name, algo, batch), {"loop": loop, "higher": higher_step(
+        return Workload(what, tasks, self.tuned(name, algo, batch), {"loop": loop, "higher": higher_step(
             net, batch, steps, first_order, head_only)}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
 
     def protonet(self, name: str, what: str, shape: tuple[int, ...], way: int, shot: int, queries: int) -> Workload:
@@ -124,9 +123,7 @@ class Bench:
             functional.cross_entropy(-distances, labels(truth[0])).backward()
 
         assert answers.shape[-1] == way
-        return Workload(
-            name, what, 1, self.tuned(name, algo, batch), {"loop": plain}, lambda: self.draw(store, sampler), floor=plain
-        )
+        return Workload(what, 1, self.tuned(name, algo, batch), {"loop": plain}, lambda: self.draw(store, sampler), floor=plain)
 
     def reptile(self) -> Workload:
         store, sampler, batch = self.setting((1, 28, 28), 5, 10, 0, 5)
@@ -150,10 +147,10 @@ class Bench:
             net.load_state_dict(start)
 
         return Workload(
-            "W7", "Reptile, 28x28, 5-way, 10 train shots, 5 steps of 10, meta-batch 5", 5, self.tuned("W7", algo, batch),
+            "Reptile, 28x28, 5-way, 10 train shots, 5 steps of 10, meta-batch 5", 5, self.tuned("W7", algo, batch),
             {"loop": loop}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
 
-    def evaluation(self, name: str, what: str, algo: Algorithm, episodes: int, few: int) -> Workload:
+    def evaluation(self, what: str, algo: Algorithm, episodes: int, few: int) -> Workload:
         """Scoring a list of episodes; the peer scores them one by one."""
         pixels, classes = items((1, 28, 28))
         store = Store(pixels, self.place)
@@ -172,7 +169,7 @@ class Bench:
                     right = algo.fit(one.support)(one.query.inputs).argmax(-1) == labels(one.query.targets)
                     right.float().mean().item()
 
-        return Workload(name, what, episodes, ours, {"loop": one_by_one}, scale={"loop": few})
+        return Workload(what, episodes, ours, {"loop": one_by_one}, scale={"loop": few})
 
     def sampling(self) -> Workload:
         """W9: drawing and gathering alone, from memory, against the same from the memory map."""
@@ -181,7 +178,7 @@ class Bench:
         np.save(file, items((1, 28, 28))[0])
         mapped = Store(np.load(file, mmap_mode="r"), self.place, budget=0)
         return Workload(
-            "W9", "Drawing and gathering 32 tasks, 5-way 1-shot 15 queries; peer: from the memory map", 32,
+            "Drawing and gathering 32 tasks, 5-way 1-shot 15 queries; peer: from the memory map", 32,
             lambda: self.draw(store, sampler), {"loop": lambda: self.draw(mapped, sampler)})  # fmt: skip
 
     def draw(self, store: Store, sampler: EpisodeSampler) -> None:
@@ -205,10 +202,10 @@ class Bench:
         if name == "W7":
             return self.reptile()
         if name == "W8p":
-            return self.evaluation(name, "Evaluation, ProtoNet, 10,000 episodes", ProtoNet(Conv4(small, 64)), 10000, 100)
+            return self.evaluation("Evaluation, ProtoNet, 10,000 episodes", ProtoNet(Conv4(small, 64)), 10000, 100)
         if name == "W8m":
             algo = MAML(Conv4(small, 64, "stride"), 5, LR, 1, 3, False, "all")
-            return self.evaluation(name, "Evaluation, MAML, 3 steps (200 episodes timed)", algo, 200, 100)
+            return self.evaluation("Evaluation, MAML, 3 steps (200 episodes timed)", algo, 200, 100)
         return self.sampling()
 
 

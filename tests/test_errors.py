@@ -65,6 +65,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
         (["algo=mann", "pretrain=null", "algo.heads=8", "algo.places=4"], ["algo.heads = 8, but algo.places = 4"]),
         (["algo=r2d2", "algo.scale=-1"], ["algo.scale = -1", "must be positive"]),
         (["algo=finetune", "algo.head_decay=-1"], ["algo.head_decay = -1", "must not be negative"]),
+        (["+optimizer.betas=[0.9]"], ["optimizer.betas = [0.9], but it must be a list of 2 numbers in brackets."]),
         (["optimizer.lr=-1"], ["optimizer.lr = -1, but it must not be negative."]),
         (["optimizer=adm"], ["Did you mean adam?"]),
         (["task.way=50"], ["task.way = 50, but the val split has only 6 classes"]),
