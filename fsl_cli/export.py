@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = {Format.torch: ".pt2", Format.onnx: ".onnx"}
 PROBES = (1, 2, 5)  # batch sizes on which the written file is checked
-TOLERANCE = 1e-4  # largest difference of a probability
+TOLERANCE = 1e-4  # largest accepted difference of a probability
 
 register()
 
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes a draft, compares its answers with those of the classifier, and then renames it."""
+    """Writes a draft file, compares its answers with those of the classifier, and then renames it to the output."""
     if cfg.classifier is None:
         raise ValueError("classifier has no value. Name a file that fsl adapt wrote: classifier=my_classifier.")
     suffix = SUFFIX[cfg.format]
@@ -92,7 +92,7 @@ class Standalone(nn.Module):
 
 
 def probe(classifier: Classifier, images: int) -> Tensor:
-    """Constant noise as items, uint8 `[images, C, H, W]`."""
+    """Items of noise, uint8 `[images, C, H, W]`; the same in every call."""
     return torch.randint(256, (images, *classifier.trained.shape), generator=torch.Generator().manual_seed(images)).byte()
 
 
@@ -101,7 +101,7 @@ def write_torch(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor
     """Writes the classifier by `torch.export`; returns the written file as a function."""
     dynamic = ({0: torch.export.Dim("images")},)
     program = torch.export.export(Standalone(classifier).eval(), (probe(classifier, 2),), dynamic_shapes=dynamic)
-    written = io.BytesIO()  # writing directly, torch would hide the error of a full disk
+    written = io.BytesIO()  # if torch wrote the file, it would hide the error of a full disk
     torch.export.save(program, written, extra_files={"classes.json": json.dumps(classifier.names)})
     path.write_bytes(written.getvalue())
     return torch.export.load(path).module()
@@ -129,7 +129,7 @@ def write_onnx(classifier: Classifier, path: Path) -> Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def compare(classifier: Classifier, answers: Callable[[Tensor], Tensor]) -> float:
-    """The largest difference of a probability between classifier and written file; raises RunError if it is large."""
+    """The largest difference of a probability between classifier and written file; RunError if above TOLERANCE."""
     items = [probe(classifier, images) for images in PROBES]
     found = max((answers(part) - classifier.probabilities(part.float() / 255)).abs().max().item() for part in items)
     if not found <= TOLERANCE:

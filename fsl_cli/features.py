@@ -48,7 +48,7 @@ class FeatureStore(ItemStore):
     def __init__(self, algo: Algorithm, store: Store, keys: Keys) -> None:
         self.device, self.augment = store.device, store.augment
         self.features = embeddings(algo, store, keys, told=True)
-        self.rows = np.zeros(len(LYING) * len(store.items), dtype=np.int64)  # of the embedding of each key
+        self.rows = np.zeros(len(LYING) * len(store.items), dtype=np.int64)  # key -> row of its embedding
         self.rows[keys] = np.arange(len(keys))
 
     @property
@@ -62,9 +62,10 @@ class FeatureStore(ItemStore):
 
 
 def training_store(algo: Algorithm, store: AnyStore, sampler: Sampler | BatchSampler, steps: int, budget: float) -> AnyStore:
-    """The store of the training: of items, or of their embeddings if these are constant and each is needed several times.
+    """The store for training: of items, or of their embeddings if these are constant, fit in memory and save work.
 
-    `budget`: bytes that items and embeddings may take. Sets `algo.embedded` to whether batches hold embeddings.
+    They save work if training draws at least as many items as there are in the training classes.
+    `budget`: bytes that items and embeddings may take. Sets `algo.embedded` if batches hold embeddings.
     """
     if not (isinstance(store, Store) and isinstance(sampler, EpisodeSampler)):
         return store

@@ -37,7 +37,7 @@ def labelled(folder: str) -> list[Labelled]:
             f"support = {folder} is a file, expected a folder with a folder of images for each class, or a model of texts."
         )
     gone = next((path for path in _sorted(root) if _leads_nowhere(path)), None)
-    if gone is not None:  # perhaps to the folder of a class
+    if gone is not None:  # it may stand for a class folder
         raise ValueError(f"support: {gone} is a link to {gone.readlink()}, which is not there. Mend or remove it.")
     stray = [path for path in _sorted(root) if _is_image(path)]
     if stray:
@@ -84,7 +84,7 @@ def images(place: str) -> list[Path]:
 
 def new(place: str | Path, key: str) -> Path:
     """The path of a file to be written; refuses one that exists or cannot be written, naming `key`."""
-    path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - Path would turn ./~x, a file, into ~x, a home
     if path.exists():
         raise ValueError(f"{key} = {place} is there already. Choose another name, or remove it.")
     try:
@@ -143,8 +143,8 @@ def table(place: str, key: str, read: Callable[[Path], list[T]]) -> list[T]:
 
 
 def there(place: str, key: str) -> Path:
-    """The file or folder that the user named under `key`."""
-    path = Path(os.path.expanduser(place))  # noqa: PTH111 - a Path forgets that ./~x is no home
+    """The file or folder `place`; refuses one that is missing or unreadable, naming `key`."""
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - Path would turn ./~x, a file, into ~x, a home
     if not path.exists():
         several = " To give several files, put them into one folder." if {*"*,["} & {*str(place)} else ""
         raise ValueError(f"{key} = {place}: there is no such file or folder.{several}")

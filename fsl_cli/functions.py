@@ -22,7 +22,7 @@ class FunctionSampler:
     def __init__(
         self, data: Drawn, way: Any, shot: Any, queries: int, tasks: int, seed: int, stream: int, prefix: str = "task."
     ) -> None:
-        """`prefix`: of the config keys in error messages, `task.` or `task.train_`."""
+        """`prefix`: start of the config keys in error messages, `task.` or `task.train_`."""
         if way != 1:
             raise ValueError(f"{prefix}way = {way}, but the functions of dataset={data.name} have one value: use task=sine.")
         if not isinstance(shot, int):
@@ -39,7 +39,7 @@ class FunctionSampler:
         return Points(*(column[:, None] for column in drawn))
 
     def fixed(self, start: int, stop: int) -> Points:
-        """Evaluation episodes `start` to `stop`, each with its own key, so that the list does not depend on how it is cut."""
+        """Evaluation episodes `start` to `stop`, the same ones whatever part of the list is asked for."""
         assert self.tasks == 1, "an evaluation episode has its own key"
         drawn = [self.indices(number) for number in range(start, stop)]
         return Points(*(np.concatenate(column) for column in zip(*drawn, strict=True)))

@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Interrupt:
-    """Within it, the first SIGINT or SIGTERM sets `signal`; a second Ctrl-C interrupts at once."""
+    """In its context, SIGINT or SIGTERM sets `signal`; a Ctrl-C after that raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

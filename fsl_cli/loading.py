@@ -39,7 +39,7 @@ ELSEWHERE = {
     "checkpoint": "it is the first argument of load()",
     "classifier": "it is the argument of load_classifier()",
 }
-SIZE, CHANNELS = 225, 3  # of images without a checkpoint: those of efficientnet_lite0
+SIZE, CHANNELS = 225, 3  # of images if there is no checkpoint: those of efficientnet_lite0
 
 register()
 
@@ -163,7 +163,7 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
 
 def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     """Without a checkpoint, refuses an algorithm whose head has the width of a training task."""
-    if "way" in cfg.algo.keys():  # noqa: SIM118 - an interpolation that leads nowhere is "in" no config
+    if "way" in cfg.algo.keys():  # noqa: SIM118 - unlike keys(), `in` leaves out ???
         raise ValueError(MUST_TRAIN.format(choices["algo"]))
 
 
@@ -188,7 +188,7 @@ def blank(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
 
 
 def norm(asked: str | None, algo: Algorithm, content: dict[str, Any]) -> str:
-    """The norm protocol of answers, which must not depend on the other queries."""
+    """The norm protocol for predictions: one under which an answer does not depend on the other queries."""
     if asked == "transductive":
         raise ValueError(
             "norm = transductive would let each answer depend on the other images. Choose running, support or one_query."

@@ -1,7 +1,7 @@
 """Several processes of one run: each takes its slice of every meta-batch, and all keep the same weights.
 
 Started by torchrun, or by `device=ddp`, which starts torchrun's launcher itself. Every process draws the same episodes, so
-that any number of them trains on the same ones. Without torchrun this is one process, and every function does nothing.
+that any number of them trains on the same ones. Without torchrun there is one process, and nothing is exchanged.
 """
 
 import logging
@@ -21,10 +21,10 @@ from fsl_cli.algos.base import Algorithm, Outcome
 from fsl_cli.errors import RunError
 from fsl_cli.overrides import typed
 
-TIMEOUT = timedelta(minutes=10)  # without a sign of life, after which a process counts as dead
+TIMEOUT = timedelta(minutes=10)  # a process that gives no sign of life for so long counts as dead
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # an environment variable that torchrun sets in its processes
 OURS = "fsl"  # its value in the processes of `launch`
-GRACE_S = 5.0  # before another process reports its error: if process 0 fails too, it reports, and ends them meanwhile
+GRACE_S = 5.0  # before others report their errors: if process 0 fails too, it reports, and the launcher ends the others meanwhile
 POLL_S = 1.0  # between two checks whether a process wants to stop
 
 Made = TypeVar("Made")
@@ -116,7 +116,7 @@ def launch(processes: int, command: str, overrides: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # else each would use all
-    # How long the others may wait for a dead process: on a CPU a step may take long, and on a GPU nothing interrupts a wait.
+    # Seconds from SIGTERM to SIGKILL: a CPU step may take long; a GPU step does not, but its wait for a dead peer might.
     gpus = torch.cuda.is_available() and typed(overrides).get("device.name") != "cpu"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(60 if gpus else TIMEOUT.seconds))
     for name in logging.root.manager.loggerDict:
@@ -213,7 +213,7 @@ class Stopping:
         self.wait = 1  # steps until the next check
 
     def __call__(self, wish: int | None) -> int | None:
-        """To be called after every step; the signal, if any process has got one."""
+        """Returns the signal that any process has got, or None; to be called after every step."""
         if world() == 1:
             return wish
         self.steps += 1

@@ -17,7 +17,7 @@ TRUTH, BEFORE, AFTER = (150, 150, 150), (120, 160, 240), (210, 40, 40)
 
 @torch.no_grad()
 def first_episode(algo: Algorithm, store: AnyStore, sampler: Sampler) -> Tensor | str:
-    """A picture of the first evaluation episode with the algorithm's answers; for texts, a text."""
+    """A picture of the first evaluation episode with the algorithm's answers; for texts, a transcript."""
     indices = sampler.fixed(0, 1)
     episode = store.episodes(indices, sampler.shot)
     algo.eval()
@@ -53,9 +53,9 @@ def _framed(images: Tensor, colours: Tensor, width: int = 2) -> Tensor:
 
 
 def sketch(episode: Episode, outputs: Tensor) -> Tensor:
-    """One regression task as an image `[3, H, W]`: the true curve grey, support points black, the first prediction (before
-    the inner steps) blue, the last one red.
+    """One regression task as an image `[3, H, W]`: truth grey, support black, first prediction blue, last prediction red.
 
+    The first prediction is the one before the inner steps.
     Takes a meta-batch of one task of inputs `[1, n, 1]`, and the values `[1, steps + 1, q, 1]` predicted at its queries.
     """
     x, order = episode.query.inputs[0, :, 0].cpu().sort()

@@ -1,8 +1,7 @@
-"""`fsl predict support=FOLDER query=FOLDER`: learns classes from labelled images (or a table of labelled texts), and predicts
-the classes of other images (or texts).
+"""`fsl predict support=FOLDER query=FOLDER`: learns classes from labelled images or texts, and predicts those of others.
 
-The algorithm comes from `checkpoint=PATH`; without one, it is the nearest class mean on a pretrained network. A classifier of
-`fsl adapt` (`classifier=PATH`) has learned its classes before.
+The support is a folder of images for each class, or a table of labelled texts. The algorithm comes from `checkpoint=PATH`;
+without one, it is the nearest class mean on a pretrained network. A file of `fsl adapt` (`classifier=PATH`) replaces both.
 """
 
 import csv
@@ -137,7 +136,7 @@ def table(answers: Answers, column: str) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    """The beginning of a text on one line, cut anywhere, since not all languages have blanks between words."""
+    """The beginning of a text on one line, cut even within a word, since not all languages have blanks between words."""
     line = " ".join(text.split())
     return line if len(line) <= TEXT else f"{line[: TEXT - 4]} ..."
 

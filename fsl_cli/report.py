@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 TEST = ("dataset", "dataset_options", "split", "way", "shot", "queries", "episodes", "episode_seed")
 METHOD = ("algo", "model", "norm", "trained_by", "train_on_val", "inner_steps")
 CHECKPOINT = "checkpoint"
-# Keys that do not tell methods apart: those of the seed, of places, and of what does not change the training.
+# Keys that do not tell methods apart: the seed, paths, and what does not change the training.
 FREE = (*PLACES, "seed", CHECKPOINT, "trained", "episodes", "checkpoint_every", "log_every")
 FOLLOWS = ("schedule.T_max", "steps")  # the first equals the second unless typed
 # The types of values that the tables rely on.
 KINDS = {"dataset_options": dict, "train_seed": int | None, CHECKPOINT: str | None} | dict.fromkeys(
     ("algo", "dataset", "model", "norm"), str
 )
-TARGETS = ("optimizer._target_", "schedule._target_")  # shown by class; algo, model and data set by name
+TARGETS = ("optimizer._target_", "schedule._target_")  # shown by class name; algo, model and data set by config name
 COLUMNS = ("algo", "model", "norm", "settings", "seeds", "score", "over seeds", "std over seeds", "behind the first")
 
 register()

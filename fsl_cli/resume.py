@@ -32,7 +32,7 @@ def prepare(overrides: list[str]) -> list[str]:
         path = Path(words["out"]) / "last.pt" if "out" in words else _unfinished(words)
         if path is None and parallel.speaks():
             print(f"There is no unfinished run like that in {RUNS}: a new one begins.", file=sys.stderr)
-        if path is None or not path.exists():  # a new run, also in a folder that is named
+        if path is None or not path.exists():  # a new run, even if out= names its folder
             return overrides
     else:
         path = _file(resume)
@@ -102,7 +102,7 @@ def refuse_contradictions(cfg: DictConfig, choices: dict[str, str], overrides: l
 
 
 def refuse_other_length(cfg: DictConfig, content: dict[str, Any], *keys: str) -> None:
-    """Refuses another number of steps if any of the settings `keys` make steps depend on it."""
+    """Refuses another number of steps if there are `keys`: settings through which each step depends on that number."""
     before = OmegaConf.create(content["config"]).steps
     if keys and cfg.steps != before:
         raise ValueError(
@@ -152,7 +152,7 @@ def _started(path: Path) -> tuple[list[str], Path, bool]:
 
 
 def _unfinished(words: dict[str, str]) -> Path | None:
-    """The newest run with a checkpoint and no result that was started with the same overrides (with any, if none are typed)."""
+    """The last.pt of the newest idle run without a result, started with the same overrides (with any, if none are typed)."""
     asked = {key: value for key, value in words.items() if key != "resume"}
     found = [path for path in RUNS.glob("*/last.pt") if not (path.parent / "result.json").exists()]
     later = ("last.pt", "result.json")  # of the second stage

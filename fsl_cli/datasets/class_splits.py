@@ -43,7 +43,7 @@ def only_test(classes: int) -> Splits:
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Refuses fractions of the classes for train, val and test that are not three, or do not sum to 1."""
+    """Refuses fractions for train, val and test that are not three, are negative, or do not sum to 1."""
     if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ValueError(f"dataset.fractions = {fractions}, expected three that sum to 1: train, val, test. Use [0.6,0.2,0.2].")
 

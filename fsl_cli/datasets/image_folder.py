@@ -1,7 +1,7 @@
 """The user's own images: `root/<class>/<image>`.
 
-The classes are split by three folders, `root/train/<class>/<image>` and so on, if they are there; by a file of lists; or by a
-hash of each class's name, so that a class stays in its split when others come and go.
+The classes are split by a file of lists, if one is given; else by three folders, `root/train/<class>/<image>` and so on, if
+they exist; else by a hash of each class's name, so that a class stays in its split when others are added or removed.
 """
 
 import logging
@@ -75,7 +75,7 @@ class ImageFolder(Resized):
         splits = {folder for folder in folders if _split(folder) and any(name.startswith(f"{folder}/") for name in names)}
         if len(splits) < 2:
             return by_hash(names, self.fractions)
-        # Otherwise the split folders themselves would become classes.
+        # A split by hash would ignore these folders, and train on classes of the user's test folder.
         if len(folders) != 3 or {_split(folder) for folder in folders} != set(SPLITS):
             raise ValueError(
                 f"dataset.root = {self.folder} has the folders {', '.join(sorted(folders))}, expected {', '.join(SPLITS)} with "

@@ -69,7 +69,7 @@ def open_image(path: Path | str, content: bytes | None = None, least: int | None
     that is needed; a large JPEG is then decoded at a half, a quarter or an eighth of its size, which is faster.
 
     Raises:
-        ValueError: the file is no image, is cut off, or is too large to be honest.
+        ValueError: the file is no image, is truncated, or has too many pixels (a decompression bomb).
     """
     if PurePath(path).suffix.lower() in RAW - Image.registered_extensions().keys():
         raise _refusal(path, "a camera's raw file")
@@ -115,7 +115,7 @@ def plain(image: Image.Image) -> Image.Image:
 def _bytes(pixels: np.ndarray) -> np.ndarray:
     """Scales pixels deeper than 8 bits to uint8, from the narrowest of the usual ranges that holds the brightest pixel.
 
-    The type does not tell the range: 12-bit images are stored as 16, and computations turn 8 into 16. Floats may be in [0, 1].
+    The type does not tell the range: 12-bit images are stored in 16 bits, and arithmetic widens 8 bits. Floats may be in [0, 1].
     """
     values = pixels.astype(np.float64)
     most = values.max(initial=0, where=np.isfinite(values))
@@ -145,7 +145,7 @@ def as_image(image: object, number: int) -> Image.Image:
     if isinstance(found, Image.Image) and 0 not in found.size:
         try:
             return plain(found)
-        except BROKEN as error:  # Pillow reads a file that it has opened only now
+        except BROKEN as error:  # Pillow decodes an opened file only now
             raise _refusal(f"Image {number}", _reason("", error)) from error
     raise ValueError(
         f"Image {number} is {shown(image)}, expected a file name, a Pillow image, or an array or tensor [H, W], [H, W, C] or "

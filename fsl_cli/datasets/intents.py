@@ -1,7 +1,7 @@
 """User requests by intent: CLINC150 (Larson et al. 2019, https://arxiv.org/abs/1909.02027) and Banking77
 (Casanueva et al. 2020, https://arxiv.org/abs/2003.04807), from their published files.
 
-They are one json file {"train": [[text, label], ...], "val": ..., "test": ...}, or a csv file for each part, with its name.
+A data set is one json file {"train": [[text, label], ...], "val": ..., "test": ...}, or a csv file for each part, named after it.
 The class splits are the five of ProtAugment (Dopierre et al. 2021, https://arxiv.org/abs/2105.12995).
 """
 
@@ -68,7 +68,7 @@ class Intents(Dataset):
         if not self.parts:
             return Packed(self.name, items, names, counts, splits)
         held, between = self._each("test"), self._each("val")
-        left = np.repeat(counts, counts) - np.concatenate([np.arange(count) for count in counts])  # up to the end of the class
+        left = np.repeat(counts, counts) - np.concatenate([np.arange(count) for count in counts])  # items to the end of the class
         learned_or_asked = (left > held + between) | (left <= held)
         return Packed(self.name, items[learned_or_asked], names, counts - between, splits, held=held)
 
@@ -122,7 +122,7 @@ class Intents(Dataset):
 
 
 def _content(path: Path, content: bytes) -> Parts:
-    """The sentences of a file by part; other parts of the json file (out of scope) are left out."""
+    """The sentences of a file by part; leaves out other parts of a json file, such as oos_train (out of scope)."""
     if path.suffix != ".json":
         return {path.stem: read_labelled(path, content)}
     try:

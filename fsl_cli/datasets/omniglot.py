@@ -1,6 +1,6 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each (Lake et al., Science 2015; MIT licence).
 
-Classes stand in the order background (964), then evaluation (659), each sorted by alphabet and character. The splits
+The classes are in the order background (964), then evaluation (659), each sorted by alphabet and character. The splits
 are constants: `lake` train 792 / val 172 / test 659 and `vinyals` train 1,028 / val 172 / test 423 characters, whose
 test alphabets are new (Snell et al., 2017), and `shuffled` train 1,100 / val 100 / test 423, drawn from all alphabets, as in
 the code of MAML, Reptile and relation networks; this is easier, because the test alphabets were seen in training.
@@ -29,7 +29,7 @@ CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
 SIDE = 105
 VAL_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
-TEST_CHARACTERS = {"lake": 659, "vinyals": 423, "shuffled": 423}  # the last ones in this order
+TEST_CHARACTERS = {"lake": 659, "vinyals": 423, "shuffled": 423}  # the last ones in the order of classes
 SHUFFLED_VAL = 100  # characters
 TURNS = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits in which quarter turns count as classes
 LARGEST = 65_536  # bytes; a real drawing has about 500
@@ -98,7 +98,7 @@ class Omniglot(Dataset):
             with Image.open(io.BytesIO(read(file)), formats=["PNG"]) as image:
                 if (image.mode, image.size) != ("1", (SIDE, SIDE)):
                     raise ValueError(f"mode {image.mode}, {image.width}x{image.height} pixels")
-                # The two-valued image is resized, as in the published protocols; a grey one would be interpolated.
+                # Nearest-neighbour, as in the published protocols: Pillow resizes two-valued images (mode 1) in no other way.
                 paper = np.asarray(image.resize((self.size, self.size), Image.Resampling.NEAREST))
         except BROKEN as error:
             found, expected = f"{file} ({error})", f"a two-valued PNG of {SIDE}x{SIDE} pixels"

@@ -1,9 +1,9 @@
 """Characters as small random programs for a pen: how they are invented, and how an unsteady hand draws them.
 
 In the spirit of the generative model of Omniglot (Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through
-probabilistic program induction", Science 2015): one to four strokes, straight, angular, round or closed, that stand free or
-hang on an earlier stroke. Lengths, tremor and ink were chosen to look like Omniglot at 28x28. What this file draws is part of
-`strokes.EDITION`.
+probabilistic program induction", Science 2015): one to four strokes, straight, angular, round or closed, each free-standing or
+attached to an earlier one. Lengths, tremor and ink were chosen to look like Omniglot at 28x28. If this file draws anything
+differently, increase `strokes.EDITION`.
 """
 
 from typing import NamedTuple
@@ -14,28 +14,28 @@ BLOCK, CANDIDATES = 100, 5  # classes invented together, and attempts for each
 STROKES, SEGMENTS, POINTS, WAVES = 4, 4, 36, 4  # strokes at most; per stroke: segments at most, points, sways
 DOT, LINE, RING, PATH = range(4)
 SIDE = 28  # all pixels below are those of a 28x28 image
-PEN = 0.55  # softness of the pen in pixels
+PEN = 0.55  # standard deviation of the pen's Gaussian in pixels
 
 
 class Program(NamedTuple):
     """The strokes of many classes, each array `[classes, STROKES, ...]`; angles in radians, y points down."""
 
-    exists: np.ndarray  # of the STROKES, which the class has
+    exists: np.ndarray  # which of the STROKES the class has
     heading: np.ndarray  # of the pen at the start
     lengths: np.ndarray  # [..., SEGMENTS], 0 if the segment does not exist
     turns: np.ndarray  # [..., SEGMENTS] change of heading along the segment
     corners: np.ndarray  # [..., SEGMENTS] change of heading before the segment
     sways: np.ndarray  # [..., WAVES] change of heading in sine waves along the stroke
-    host: np.ndarray  # the earlier stroke that this one hangs on
-    there: np.ndarray  # a point of the host, 0 (start) to 1 (end)
-    here: np.ndarray  # a point of this stroke
+    host: np.ndarray  # the earlier stroke that this one is attached to
+    there: np.ndarray  # the joint on the host, from 0 (start) to 1 (end)
+    here: np.ndarray  # the joint on this stroke, likewise
     offset: np.ndarray  # [..., 2] from there to here, 0 if they touch
     side: np.ndarray  # [classes] longer side of the character in pixels
     centre: np.ndarray  # [classes, 2] of the character in pixels
 
 
 def invent(rng: np.random.Generator, most: int) -> Program:
-    """Draws the programs of a block of classes: for each, the first of a few attempts that is clear and fills its space."""
+    """Draws the programs of a block of classes: for each, the first attempt that is clear and fills its space, else attempt 0."""
     program = attempt(BLOCK * CANDIDATES, rng, most)
     points, steps = trace(program)
     low, high = bounds(points, program.exists)
@@ -65,7 +65,7 @@ def attempt(classes: int, rng: np.random.Generator, most: int) -> Program:
     size = rng.uniform([[[0.06]], [[0.4]], [[0.9]], [[0.8]]], [[[0.06]], [[1.1]], [[2.2]], [[2.6]]], (4, *strokes))
     lengths = np.where(polygon[..., None], 1, rng.uniform(0.3, 1, segments)) * (np.arange(SEGMENTS) < pieces[..., None])
     lengths *= (np.choose(kind, size) / lengths.sum(-1))[..., None]
-    # A path is angular, round or both, and tends to keep turning to the same hand.
+    # A path is angular, round or both, and tends to keep turning the same way.
     hand = rng.choice([-1, 1], size=strokes)[..., None]
     swing = hand * np.cumprod(rng.choice([-1, 1], p=[0.35, 0.65], size=segments), -1)
     style = rng.choice(3, p=[0.35, 0.35, 0.3], size=strokes)[..., None]
@@ -79,15 +79,15 @@ def attempt(classes: int, rng: np.random.Generator, most: int) -> Program:
     path = (kind == PATH)[..., None]
     turns, corners = path * bend * swing, path * corner + (polygon * 2 * np.pi / pieces)[..., None] * hand
     turns[..., 0] += ((kind == RING) & ~polygon) * 6.2 * hand[..., 0]
-    # Pens go right and down more often than elsewhere.
+    # Strokes start to the right or down more often than in other directions.
     compass = rng.choice(8, p=[0.32, 0.12, 0.34, 0.08, 0.04, 0.02, 0.05, 0.03], size=strokes)
     heading = compass * np.pi / 4 + rng.normal(0, 0.12, strokes)
-    # A stroke may repeat the one before it elsewhere, as the bars of an E or the arches of an m.
+    # A stroke may repeat the one before it at another place, like the bars of an E or the arches of an m.
     again = (rng.random(strokes) < 0.2) & ~first
     for k in range(1, STROKES):
         for part in (heading, lengths, turns, corners):
             part[again[:, k], k] = part[again[:, k], k - 1]
-    touch = rng.choice(4, p=[0.22, 0.2, 0.33, 0.25], size=strokes)  # the host's start, its end, its middle, or nothing
+    touch = rng.choice(4, p=[0.22, 0.2, 0.33, 0.25], size=strokes)  # of the host: its start, its end, a point between, nothing
     here = np.where(rng.random(strokes) < 0.6, 0, rng.choice([1, 0.5, 0.3], size=strokes))
     return Program(
         exists=np.arange(STROKES) < count,
@@ -106,7 +106,7 @@ def attempt(classes: int, rng: np.random.Generator, most: int) -> Program:
 
 
 def unsteady(program: Program, rng: np.random.Generator, tremor: float) -> Program:
-    """The program as one hand runs it: with its own angles, lengths and joints."""
+    """The programs as run once by an unsteady hand: with random errors in angles, lengths and joints."""
     strokes, segments = program.heading.shape, program.turns.shape
     care = tremor * np.exp(rng.normal(0, 0.3, (len(program.side), 1)))
     each = care[..., None]
@@ -124,7 +124,7 @@ def unsteady(program: Program, rng: np.random.Generator, tremor: float) -> Progr
 
 
 def trace(program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """The points of the pen `[classes, STROKES, POINTS, 2]` (x, y), and the length each stands for `[classes, STROKES, 1]`."""
+    """The points of the pen (x, y) `[classes, STROKES, POINTS, 2]`, and the length of line per point `[classes, STROKES, 1]`."""
     total = program.lengths.sum(-1, keepdims=True)
     ends = (np.cumsum(program.lengths, -1) / total)[:, :, None]
     shares = np.maximum((program.lengths / total)[:, :, None], 1e-9)
@@ -180,5 +180,5 @@ def bell(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The pen's Gaussian `[classes, points, size]` around points `[classes, points, 1]` at the grid `[size]`, float32."""
     values = (grid - points) * np.float32(np.sqrt(0.5) / PEN)
     np.multiply(values, values, out=values)
-    np.minimum(values, 50, out=values)  # e^-50 is nothing, and unlike smaller ones it is quick to compute with
+    np.minimum(values, 50, out=values)  # e^-50 is negligible; far smaller numbers are denormal, which is slow
     return np.exp(np.negative(values, out=values), out=values)

@@ -1,8 +1,8 @@
 """Photographs with a listed split of classes: ImageNet and parts of it, CUB, Caltech-101, from the files that people have.
 
 Those are folders `<class>/<image>` at any depth (also within train, val and test), archives of them, a folder of images with
-csv files of `filename,label`, or the arrays of `tables.py`. What is not of a listed class is left out, and where the classes
-have more images than the data set, those that csv files beside the class folders do not name.
+csv files of `filename,label`, or the arrays of `tables.py`. Images of no listed class are left out. If the classes have more
+images than the data set, csv files beside the class folders, if there are any, name those that belong to it.
 """
 
 import csv
@@ -112,7 +112,7 @@ class Photos(Resized):
         return labels
 
     def _lists(self, names: list[str]) -> dict[str, list[str]]:
-        """The class names of each split; arrays without names have names that begin with it."""
+        """The class names of each split, including split/number, the names of classes in arrays without names."""
         return {split: [*self.lists[split], *(name for name in names if name.startswith(f"{split}/"))] for split in SPLITS}
 
     def _verify(self, counts: dict[str, int], sources: list[Path]) -> None:

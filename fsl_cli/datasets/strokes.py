@@ -1,8 +1,8 @@
 """Strokes: characters of a few random pen strokes, drawn by a program; the data set that needs no files.
 
 Each class is a small random program (see pens.py), and each drawing runs it with an unsteady hand. All of it comes from a
-constant of this file: neither a run's seed nor the number of classes changes what class c looks like. Classes: train 1,200,
-val 200, test 400.
+constant of this file: neither a run's seed nor the number of classes changes what class c of a split looks like. By default
+there are 1,200 train, 200 val and 400 test classes.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ class Strokes(Dataset):
         drawings: number of items of each class.
         strokes: how many a class has at most, 1 to 4; with fewer, classes are harder to tell apart.
         tremor: how unsteady the hand is; 0: all drawings of a class are equal, 2: twice as unsteady.
-        noise: the share of pixels that are turned from ink to paper and back.
+        noise: the share of pixels that are flipped between ink and paper.
         size: side of the images in pixels.
         channels: 1, or 3 equal ones.
     """

@@ -1,11 +1,11 @@
-"""Images in one array: the pickle and npz releases of mini- and tieredImageNet, read without running what is in them.
+"""Images in one array: the pickle and npz releases of mini- and tieredImageNet, read without running code in them.
 
 A release has a file for each split, or one for images and one for labels, with the split in its name. It contains
 
     image_data + class_dict     uint8 [n, H, W, C], and the numbers of the images of each class   (Ren et al. 2018)
     data or images + labels     the same with a class number for each image, names in catname2label (Gidaris, Lee et al.)
     images without labels       uint8 [classes, each, H, W, C]
-    a list without names        PNG or JPEG files as arrays of bytes, labels in the other file      (tieredImageNet)
+    a bare list                 PNG or JPEG files as arrays of bytes, labels in the other file      (tieredImageNet)
     images + label_specific     the output of the authors' program for the latter, by OpenCV: blue, green, red
 """
 
@@ -152,7 +152,7 @@ class _Kind:
         self.order = _text(state[1])
 
     def dtype(self) -> np.dtype:
-        """The numpy type, if it is a plain number."""
+        """The numpy type; refuses all but numbers, texts and objects, whose content `_plain` restricts."""
         code = self.order + self.name if self.name[:1] in "biufSU" else self.name
         if not PLAIN.fullmatch(code):
             raise pickle.UnpicklingError(f"it has numbers of type {code!r}")

@@ -1,7 +1,7 @@
 """The user's own texts: a csv or tsv file of text,label.
 
-The classes are split by a file of lists, or by a hash of each class's name, so that a class stays in its split when others come
-and go.
+The classes are split by a file of lists, or by a hash of each class's name, so that a class stays in its split when others are
+added or removed.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The image classification data sets of torchvision, through one adapter: the YAML names the class and its expected content.
 
 Their train and test parts are joined, because a few-shot split divides classes, not images. The class split is a checked-in
-list, or a rule by class numbers in torchvision's order: c % 2 = 0 train, c % 4 = 1 val, c % 4 = 3
-test (the rule of Chen et al. 2019 for CUB).
+list, or a rule by class numbers in torchvision's order: c % 2 = 0 train, c % 4 = 1 val, c % 4 = 3 test (the rule of Chen et
+al. 2019 for CUB).
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Torchvision(Resized):
         parts: the constructor's arguments for each part of the data, such as {train: true}; the parts are joined.
         classes: the required number of classes; `images`: of images in total.
         data_dir: torchvision's `root`; missing files are downloaded.
-        files: what torchvision downloads, below `data_dir`, for the message without a network.
+        files: what torchvision downloads, below `data_dir`, for the error message if the download fails.
         split: a checked-in list splits/NAME.json, or null for the rule by numbers.
         transposed: the images are stored transposed (EMNIST).
     """
