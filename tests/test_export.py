@@ -70,7 +70,7 @@ def test_what_the_exporter_cannot_follow_ends_in_a_sentence(models, drawings, mo
         raise RuntimeError("Constraints violated (images)!\nSuggested fixes:")
 
     monkeypatch.setattr(export, "write_torch", failing)
-    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, ["a", "b"]).save("kept")
     said = message(monkeypatch, capfd, "export", "classifier=kept", code=1)
     assert said == (
         "classifier = kept: algo = protonet under norm = running cannot be exported by format=torch (Constraints violated "
@@ -79,7 +79,7 @@ def test_what_the_exporter_cannot_follow_ends_in_a_sentence(models, drawings, mo
 
 
 def test_onnx_packages_that_are_missing_are_named(models, drawings, monkeypatch, capfd):
-    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, ["a", "b"]).save("kept")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name.startswith("onnx") else find(name, *rest))
     said = message(monkeypatch, capfd, "export", "classifier=kept", "format=onnx")
@@ -114,7 +114,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(monkeypatch, 
 
 
 def test_a_full_disk_ends_an_export_in_a_sentence(models, drawings, monkeypatch, capfd):
-    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, "ab").save("kept")
+    fsl_cli.load(models / "protonet" / "best.pt").adapt(["support/oak/0.png"] * 2, ["a", "b"]).save("kept")
     with full_disk(10_000):
         said = message(monkeypatch, capfd, "export", "classifier=kept", "out=run", code=1)
     assert said.startswith("File too large. If it is where the run writes, choose another folder")

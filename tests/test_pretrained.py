@@ -230,6 +230,6 @@ def test_a_classifier_on_pretrained_features_is_exported(form: str, lite: Any):
     if form == "onnx":
         pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
     pixels = list(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8))
-    fsl_cli.load(None, "size=64", "model.size=64", "device=cpu").adapt(pixels, "abab").save("kept")
+    fsl_cli.load(None, "size=64", "model.size=64", "device=cpu").adapt(pixels, ["a", "b", "a", "b"]).save("kept")
     ran = subprocess.run([sys.executable, "-m", "fsl_cli", "export", "classifier=kept", f"format={form}"], capture_output=True)
     assert b"differ from those of kept by at most" in ran.stdout, ran.stderr.decode()

@@ -49,7 +49,7 @@ def members(archive: zipfile.ZipFile) -> dict[str, list[str]]:
 @pytest.mark.data
 def test_real_characters_never_seen_in_training_are_recognised(data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["algo=protonet", "dataset=omniglot", f"data_dir={data_dir}", "out=trained", "device=cpu", "task.train_queries=5"]
-    assert fsl(monkeypatch, "train", *words, "steps=600", "eval_every=600", "val_episodes=50", "episodes=50") == 0
+    assert fsl(monkeypatch, "train", *words, "steps=1000", "eval_every=1000", "val_episodes=50", "episodes=50") == 0
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(Path(data_dir) / "omniglot-py" / "images_evaluation.zip") as archive:
         characters = members(archive)
