@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 @dataclass
 class Task:
-    """The shape of an episode, and of a meta-batch, at evaluation and (train_) in training."""
+    """The shape of an episode at evaluation and (`train_` options) in training, and the tasks of a meta-batch."""
 
     way: int = MISSING
     shot: int = MISSING

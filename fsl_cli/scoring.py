@@ -21,7 +21,7 @@ from fsl_cli.store import Store
 log = logging.getLogger(__name__)
 
 CACHED_VALUES = 2**28  # most numbers in the embeddings scored at once; limits memory for large ways
-CURVE_EPISODES = 48  # at most: for all episodes it would take as long as the accuracy itself
+CURVE_EPISODES = 48  # at most in a curve: on all episodes it would take as long as the accuracy itself
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def _score_cached(algo: Algorithm, store: Store, indices: Indices, shot: int) ->
 
 @torch.no_grad()
 def adaptation_curve(algo: Algorithm, store: AnyStore, sampler: Sampler, episodes: int) -> list[float]:
-    """Query accuracy before and after each inner step, over the first few episodes; empty for bulk algorithms."""
+    """Query accuracy before and after each inner step, over a few episodes; empty for bulk algorithms and without inner steps."""
     if algo.bulk:
         return []
     training = algo.training

@@ -18,12 +18,12 @@ Choice = dict[str, Any]  # threads and task_chunk (None: all), workers, channels
 UNMEASURED: Choice = {"threads": None, "workers": 1, "task_chunk": None, "channels_last": False}
 
 SCORED, SCORED_CUDA, SCORED_VALUES = 8, 32, 250  # most tasks mapped at once in scoring: CPU, CUDA, regression
-ADAPTED = 2**25  # most weights adapted at once in evaluation; gradients and optimizer take several times their memory
-WARM_UP = 3  # steps before the capture of a CUDA graph, in which libraries choose their kernels
+ADAPTED = 2**25  # most weights adapted at once in evaluation, over all its episodes; adapting takes several times their memory
+WARM_UP = 3  # steps before a CUDA graph is captured, in which libraries choose their kernels
 
 
 class Stepper:
-    """Runs `algo.backward`; out of memory, it halves the chunk and repeats the step."""
+    """Runs `algo.backward`; if memory runs out, halves the chunk and repeats the step."""
 
     def __init__(self, algo: Algorithm, fastest: Choice, compiled: bool = False, captured: bool = False) -> None:
         """`captured` replays the whole step from a CUDA graph; every batch must have the shapes of the first."""
@@ -63,7 +63,7 @@ class Stepper:
 
 
 class Capture:
-    """`algo.backward` as a CUDA graph: a single launch replaces thousands, which would take longer than the arithmetic."""
+    """`algo.backward` as a CUDA graph: one launch replaces thousands, which can take longer than the arithmetic."""
 
     def __init__(self, algo: Algorithm) -> None:
         refuse_capture(algo)
@@ -73,7 +73,7 @@ class Capture:
 
     def __call__(self, batch: Batch) -> Outcome:
         self.calls += 1
-        if self.calls <= WARM_UP:  # real steps, but on the side stream that a capture requires
+        if self.calls <= WARM_UP:  # real steps, on the side stream that a capture requires
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 outcome = self.algo.backward(batch)
@@ -97,7 +97,7 @@ class Capture:
     def _record(self, batch: Batch) -> None:
         self.batch = map_tensors(batch, torch.clone)  # the memory that the graph reads
         for parameter in self.algo.parameters():
-            parameter.grad = None  # so that the graph sets the gradients and does not accumulate
+            parameter.grad = None  # so that the graph sets gradients instead of adding to them
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.outcome = self.algo.backward(self.batch)
@@ -160,7 +160,7 @@ def tasks(batch: Batch) -> int:
 
 
 def reset(algo: Algorithm, buffers: dict[str, torch.Tensor]) -> None:
-    """Clears what an unfinished or trial step has left: gradients and gathered statistics; restores `buffers`."""
+    """Undoes an unfinished, skipped or trial step: clears gradients and gathered statistics, and restores `buffers`."""
     algo.zero_grad()
     algo.forget()
     with torch.no_grad():

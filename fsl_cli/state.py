@@ -31,9 +31,9 @@ class Run:
     best: float = math.nan  # validation accuracy, or mean squared error; NaN before the first validation
     best_step: int = 0
     misses: int = 0  # validations since the best one
-    left_out: int = 0  # consecutive steps skipped until now because the gradient was not finite
-    seconds: float = 0.0  # spent in training steps, resumed processes included
-    wall: float = 0.0  # seconds in total
+    left_out: int = 0  # consecutive steps just skipped because the gradient was not finite
+    seconds: float = 0.0  # spent in training steps, including those before a resume
+    wall: float = 0.0  # seconds spent on the run in total, including those before a resume
     failures: list[int] = field(default_factory=list)  # classes that hard tasks draw from
     window: list[list[Tensor]] = field(default_factory=list)  # loss, measure, gradient norm of the steps since the last log
 
@@ -80,7 +80,7 @@ class Run:
         return torch.stack([torch.stack([value.to(place) for value in row]) for row in self.window]).tolist()
 
     def settled(self) -> list[list[float]]:
-        """The window as numbers; a value that is not finite ends the run."""
+        """The window as numbers; a loss or gradient norm that is not finite ends the run."""
         rows = self._rows()
         for number, (loss, _, norm) in enumerate(rows, start=self.step - len(rows) + 1):
             if not np.isfinite([loss, norm]).all():

@@ -52,7 +52,7 @@ class ItemStore(ABC):
 class Store(ItemStore):
     """The items of a data set themselves: images as floats in [0, 1], or texts as tokens.
 
-    They are kept on the device if they take at most `budget` bytes; otherwise each batch is copied from the memory map.
+    They are kept on the device if they take at most `budget` bytes; otherwise each batch is copied from `items` to the device.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, step: int, steps: int, silent: bool = False) -> None:
-        self.lines = ExitStack()  # log lines are printed above the progress bar
+        self.lines = ExitStack()  # the lock, the folder if silent, and log lines above the progress bar
         shown = sys.stderr.isatty() and not silent
         if silent:
             folder = Path(self.lines.enter_context(TemporaryDirectory()))
@@ -65,7 +65,7 @@ class Tracker:
     def picture(self, name: str, image: Tensor | str, step: int) -> None:
         """Records an image `[3, H, W]` in [0, 1], or a text."""
         if isinstance(image, str):
-            self.board.add_text(name, textwrap.indent(image, "    "), step)  # as code, which keeps its line breaks
+            self.board.add_text(name, textwrap.indent(image, "    "), step)  # indented as code, which keeps its line breaks
         else:
             self.board.add_image(name, image, step)
 
@@ -117,7 +117,7 @@ def busy(folder: Path) -> bool:
 
 
 def _step(line: str) -> int:
-    """The step of a line of metrics.jsonl; an incomplete line, of a killed process, counts as the last."""
+    """The step of a line of metrics.jsonl; an incomplete line, of a killed process, comes after all steps and is dropped."""
     try:
         return int(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):

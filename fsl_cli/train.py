@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> float:
 
 
 def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
-    """Trains a `job` (None: the current command) from its last checkpoint, keeps the best by validation, and tests it once."""
+    """Trains a `job` (None: the current command), resuming if asked, keeps the best by validation, and tests it once."""
     began = time.perf_counter()
     check(cfg)
     place = device.choose(cfg.device.name)
@@ -81,7 +81,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
     began -= state.wall
     feed = training_store(state.algo, store, sampler, cfg.steps, budget)
     batches = partial(training_batch, feed, sampler, state, classes=classes)
-    # A thread prepares the next batch while the device computes, unless that batch depends on this step's failures.
+    # A thread prepares the next batch, unless that is quick (data in a CPU's memory) or depends on this step's failures.
     ahead = not (feed.near and place.type == "cpu") and not state.algo.hard_tasks
     batches = Ahead(batches) if ahead else batches
     fastest = tuning.fastest(cfg, state.algo, batches(state.step), checkpoint.fastest(content, place))
@@ -131,7 +131,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                         save("best.pt")
                 done = state.done(cfg.steps, cfg.early_stop)
                 stop = stopping(interrupt.signal)
-                if state.step % cfg.checkpoint_every == 0 or done or stop or state.best_step == state.step:  # or with best.pt
+                if state.step % cfg.checkpoint_every == 0 or done or stop or state.best_step == state.step:  # or best.pt
                     save("last.pt")
                 if stop and not done:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
@@ -145,7 +145,7 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     batch = batches(state.step)
     mine = (cfg.seed, TRAIN, state.step, *([parallel.rank()] if parallel.rank() else []))  # each process draws its own dropout
     key = np.random.SeedSequence(mine).generate_state(1, np.uint64)
-    torch.manual_seed(int(key[0]) >> 1)  # from the step alone, so that a resumed run drops the same values
+    torch.manual_seed(int(key[0]) >> 1)  # the same in a resumed run
     state.optimizer.zero_grad()
     state.algo.progress = state.step / cfg.steps
     guarded = cfg.device.precision == Precision.bf16
@@ -155,7 +155,7 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
     gradients = [parameter.grad for parameter in state.algo.parameters() if parameter.grad is not None]
     norm = get_total_norm(gradients)
     state.step += 1
-    if guarded and not torch.isfinite(norm):  # bfloat16 overflows where float32 would not: skip the step
+    if guarded and not torch.isfinite(norm):  # rounding to bfloat16 can cause this: skip the step
         speed.reset(state.algo, before)
         state.leave_out()
     else:
@@ -169,7 +169,7 @@ def train_step(state: Run, batches: Callable[[int], Batch], stepper: speed.Stepp
 
 
 def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> None:
-    """Logs the means since the last log, and the learning rate of the last step."""
+    """Logs the means over the steps since the last log, and the learning rate of the last step."""
     start = time.perf_counter()
     if not state.window:  # all its steps were skipped
         return
@@ -184,11 +184,11 @@ def log_window(state: Run, tracker: Tracker, rate: float, cfg: DictConfig) -> No
 
 
 def validate(state: Run, tracker: Tracker, store: AnyStore, sampler: Sampler, cfg: DictConfig) -> None:
-    """Scores the validation episodes, and counts the validations since the best."""
+    """Scores the validation episodes, and updates the best score and the number of validations since."""
     measure = state.algo.measure
     mean, ci95 = interval(score(state.algo, store, sampler, cfg.val_episodes).measured)
     tracker.scalars("val", state.step, {measure.name: mean, "ci95": ci95})
-    if cfg.train_on_val or measure.better(mean, state.best):  # validation on trained classes cannot choose: keep the last
+    if cfg.train_on_val or measure.better(mean, state.best):  # scores on trained classes cannot choose: keep the last
         state.best, state.best_step, state.misses = mean, state.step, 0
     else:
         state.misses += 1

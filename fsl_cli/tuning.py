@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8  # tasks mapped at once if nothing was measured
 WORTHWHILE = 100  # steps; in a shorter run, measuring costs more than it saves
-ROUNDS = 3  # of timing, of which the fastest step counts
+ROUNDS = 3  # of timing; the fastest step of each candidate counts
 PATIENCE = 20.0  # seconds, after which no further round starts: such long steps vary little
-HOPELESS, BEHIND = 3, 1.2  # times the best: slower candidates are dropped, after the first step and later
+HOPELESS, BEHIND = 3, 1.2  # multiples of the best time: slower candidates are dropped, after the warm-up and after later rounds
 
 
 def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None) -> Choice:
     """How a run computes its steps: as typed, else as its checkpoint or an earlier run chose, else as measured now.
 
-    The choice is stored in the cache folder, so that the same command on the same machine computes the same bits again.
+    A measured choice is stored in the cache folder, so that the same command on the same machine computes the same bits again.
     """
     asked = {name: cfg.device[name] for name in UNMEASURED}
     if batch_on_gpu(batch) and asked["threads"] == "auto":
@@ -51,7 +51,7 @@ def fastest(cfg: DictConfig, algo: Algorithm, batch: Batch, kept: Choice | None)
     elif asked["workers"] == "auto" and (cfg.device.compile or parallel.world() > 1):
         asked["workers"] = 1
     if (algo.bulk or algo.batches is not Episode) and asked["channels_last"] == "auto":
-        asked["channels_last"] = True  # up to twice as fast for convolutions outside a map, on CPU and GPU
+        asked["channels_last"] = True  # up to twice as fast for convolutions outside vmap, on CPU and GPU
     if "auto" not in asked.values():
         return asked
     file = Path(cfg.cache_dir).expanduser() / "speed" / f"{_key(cfg, batch)}.json"
@@ -95,14 +95,14 @@ def measure(algo: Algorithm, batch: Batch, asked: dict[str, Any], captured: bool
 
 
 def draws(algo: Algorithm, batch: Batch) -> bool:
-    """Whether a step draws random numbers, as dropout does: the order in which several threads draw them is not fixed."""
+    """Whether a step draws random numbers, as dropout does: worker threads would draw them in no fixed order."""
     before = torch.get_rng_state()
     _seconds(algo, batch, UNMEASURED | {"task_chunk": 1})
     return not torch.get_rng_state().equal(before)
 
 
 def _fastest(algo: Algorithm, batch: Batch, candidates: list[Choice], captured: bool) -> Choice:
-    """The candidate with the fastest step, measured in rounds over all of them, so that a slow phase of the machine hits all."""
+    """The candidate with the fastest step, timed in rounds over all candidates, so that a slow phase of the machine hits all."""
     if len(candidates) == 1:
         return candidates[0]
     _seconds(algo, batch, candidates[0], captured)  # loads the libraries
@@ -187,7 +187,7 @@ def _key(cfg: DictConfig, batch: Batch) -> str:
     """The key of the cached choice: the work, the machine, and the version of torch."""
     work = [OmegaConf.to_container(cfg[group], resolve=True) for group in ("algo", "model", "task", "device")]
     inputs = next(leaves(batch))
-    image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # texts: their length differs from batch to batch
+    image = list(inputs.shape[-3:]) if inputs.dim() > 3 else []  # not for texts, whose length differs from batch to batch
     machine = [
         platform.node(),
         platform.processor(),
@@ -214,5 +214,5 @@ def _write(file: Path, chosen: Choice) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as draft:
             json.dump(chosen, draft)
-    except OSError as error:  # only means that the next run measures again
+    except OSError as error:  # harmless: the next run measures again
         log.info(f"cache_dir = {file.parents[1]}: what was measured cannot be kept there ({error.strerror}).")

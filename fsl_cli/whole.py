@@ -1,4 +1,4 @@
-"""Atomic writing: a file is there as a whole or not at all, even if the process is killed."""
+"""Atomic writing: even if the process is killed, a path holds the whole new file or what was there before."""
 
 import os
 from collections.abc import Iterator

@@ -10,10 +10,10 @@ from fsl_cli.episodes import Episode, chunks
 
 
 class Workers:
-    """`algo.backward`, shared by `count` threads, each with its part of the arithmetic threads.
+    """`algo.backward`, shared by `count` worker threads, among which torch's CPU threads are divided.
 
-    Each thread works on its own copy of the modules, because `torch.func` swaps their weights and normalisation sets their mode.
-    The assignment of tasks and the order of sums are fixed, so that results are the same bit for bit.
+    Each worker has its own copy of the modules, because `torch.func` swaps their weights and `statistics` sets their mode.
+    The assignment of tasks and the order of sums are fixed, so that repeated runs agree bit for bit.
     """
 
     def __init__(self, algo: Algorithm, count: int) -> None:
@@ -41,7 +41,7 @@ class Workers:
         return Outcome(*(_mean(values, shares) for values in zip(*outcomes, strict=True)))
 
     def _part(self, worker: Algorithm, part: Episode) -> Outcome:
-        """One thread's part of the step, from the current weights and buffers."""
+        """One worker's part of the step, from the current weights and buffers."""
         for mine, theirs in zip(worker.parameters(), self.algo.parameters(), strict=True):
             mine.data, mine.grad = theirs.data, None
         for mine, theirs in zip(worker.buffers(), self.algo.buffers(), strict=True):
@@ -52,7 +52,7 @@ class Workers:
 
     @torch.no_grad()
     def _gather(self, used: list[Algorithm], shares: list[float]) -> None:
-        """Sums the gradients, and averages the buffers (Reptile's moments), which are means over tasks."""
+        """Adds the mean gradient of the parts to `.grad`, and averages their buffers (Reptile's moments), all by `shares`."""
         for parameter, *copies in zip(self.algo.parameters(), *(worker.parameters() for worker in used), strict=True):
             found = [own.grad for own in copies]
             if all(gradient is not None for gradient in found):

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Times training steps and evaluation against the ways that other tools do them, interleaved in one run.
+"""Times training steps and evaluation against the same work as other tools do it, interleaved in one run.
 
     .venv/bin/python scripts/benchmark.py                  every workload
     .venv/bin/python scripts/benchmark.py --only W1 W5     some of them
     pip install higher==0.2.1                              for the column `higher`; without it that column stays empty
 
-Every round runs ours and each peer once, one after the other (A B A B). Shown is the median over the rounds, and the median of
-the ratios within a round: what slows the whole machine for a moment slows both. `floor` is the arithmetic of the plain loop
-over the machine's matrix-multiply rate, as a share of our time.
+Every round runs ours and each peer once, one after the other (A B A B). The table shows the median over the rounds, and the
+median of the ratios within a round, which a short slow phase of the machine hardly changes. `floor` is the time that the
+arithmetic of the plain loop would take at the machine's matrix-multiply rate, as a share of our time.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from fsl_cli import device, speed, tuning
 
 
 def seconds(step: Step, place: torch.device) -> float:
-    """One call."""
+    """The seconds that one call takes."""
     if place.type == "cuda":
-        torch.cuda.synchronize()  # with what came before
+        torch.cuda.synchronize()  # wait for earlier work
     start = time.perf_counter()
     step()
     if place.type == "cuda":
@@ -42,7 +42,7 @@ def seconds(step: Step, place: torch.device) -> float:
 
 
 def fair(step: Step, place: torch.device) -> int:
-    """The number of threads with which a peer is fastest, since ours is measured too."""
+    """The number of CPU threads with which a peer is fastest: for our step it is measured too."""
     step()
     candidates = tuning.halvings(torch.get_num_threads())
     times = {threads: min(seconds(with_threads(step, threads), place) for _ in range(2)) for threads in candidates}
@@ -50,7 +50,7 @@ def fair(step: Step, place: torch.device) -> int:
 
 
 def matmul_rate(place: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a large matrix product in the precision of our step: the best of several."""
+    """Floating-point operations per second of a large matrix product in the precision of our step: the best of ten."""
     n = 4096 if place.type == "cuda" else 1536
     settled = device.arithmetic(place, precision)
     a = torch.randn(n, n, device=place, dtype=torch.bfloat16 if settled == "bf16" else torch.float32)
@@ -59,7 +59,7 @@ def matmul_rate(place: torch.device, precision: str) -> float:
 
 
 def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> None:
-    """In a process of its own: the bytes of `memory`."""
+    """Puts into `answers` the bytes that `memory` reports; runs in a process of its own."""
     place = device.choose(arguments.device)
     workload = Bench(place, arguments).build(name)
     step = workload.ours if which == "ours" else workload.peers[which]
@@ -67,7 +67,7 @@ def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> 
     if place.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(speed.WARM_UP + 1 if arguments.graph else 1):  # a capture has its peak when it is recorded
+        for _ in range(speed.WARM_UP + 1 if arguments.graph else 1):  # a graph's peak is at its capture
             step()
         answers.put(torch.cuda.max_memory_allocated() - before)
         return
@@ -78,18 +78,18 @@ def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> 
 
 
 def watched() -> None:
-    """Forgets this process's peak so far (Linux)."""
+    """Resets the peak memory of this process (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(line: str) -> int:
-    """Bytes of this process that are in memory (VmRSS), or were at most (VmHWM)."""
+    """Bytes of this process in memory: now (VmRSS), or at the peak (VmHWM)."""
     found = dict(part.split(":") for part in Path("/proc/self/status").read_text().splitlines())
     return int(found[line].split()[0]) * 1024
 
 
 def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None:
-    """MiB of one implementation: the device's peak, or what its first step adds to the memory of a process on Linux."""
+    """Peak MiB that one implementation's first steps add: on the CUDA device, or to a process on Linux; None if it fails."""
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     process = context.Process(target=peak, args=(name, which, arguments, answers))
@@ -99,7 +99,7 @@ def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None
 
 
 def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Measures one workload and returns its row of the table; `rate`: that of `matmul_rate`."""
     bench = Bench(place, arguments)
     workload = bench.build(name)
     runs: dict[str, Step] = {"ours": workload.ours, **{n: s for n, s in workload.peers.items() if s is not None}}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Prints the peak memory of a step of MAML by inner steps and by tasks, each measured in a process of its own.
+"""Prints the peak memory of a MAML step by inner steps and by tasks, each case measured in a process of its own.
 
     .venv/bin/python scripts/memory.py
 
-Second order, Omniglot's 28x28, strided Conv4-64, 5-way 1-shot, 15 queries. On a CPU it is what the step adds to the process
-after a smaller step, which has loaded the libraries; on a CUDA device the most that was allocated.
+Second order, Omniglot's 28x28, strided Conv4-64, 5-way 1-shot, 15 queries. On a CPU (Linux, one thread) it is what the step
+adds to the process after a smaller step, which has loaded the libraries; on a CUDA device, the most that was allocated.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STEPS, TASKS = (1, 5, 10, 20), (1, 4, 16, 64)
 
 
 def batch(tasks: int, place: torch.device) -> Episode:
-    """Random episodes: what is in them does not change the memory."""
+    """Random episodes, 5-way 1-shot with 15 queries: their content does not affect memory."""
     targets = functional.one_hot(torch.arange(5).repeat_interleave(16), 5).float().expand(tasks, -1, -1)
     whole = Examples(torch.rand(tasks, 80, 1, 28, 28), targets)
     cut = torch.arange(80) % 16 == 0
@@ -32,7 +32,7 @@ def batch(tasks: int, place: torch.device) -> Episode:
 
 
 def peak(where: str, inner_steps: int, tasks: int, chunk: int, recompute: bool, answers: Any) -> None:
-    """In a process of its own: MiB of one step."""
+    """Puts into `answers` the peak MiB of one step; runs in a process of its own."""
     place = device.choose(where, 1)
     algo = MAML(Conv4((1, 28, 28), 64, "stride"), 5, 0.1, inner_steps, inner_steps, recompute=recompute)
     algo = device.settle(algo, place).train()
@@ -52,7 +52,7 @@ def peak(where: str, inner_steps: int, tasks: int, chunk: int, recompute: bool, 
 
 
 def cell(*case: Any) -> str:
-    """What `peak` finds."""
+    """The result of `peak` for a case (its arguments but `answers`), as text; "failed" if it fails."""
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     process = context.Process(target=peak, args=(*case, answers))

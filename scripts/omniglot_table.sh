@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Every algorithm on Omniglot (quarter turns as classes) in four settings, then the table.
+# Trains every algorithm on Omniglot (quarter turns as classes) in four settings, then prints the table of results.
 #   scripts/omniglot_table.sh [ALGO ...]      # all of them, or some; TASKS="5way1shot" for some settings;
 #                                             # SPLIT=shuffled: characters of all alphabets (default: vinyals);
 #                                             # WORDS="seed=1 device=cpu": more options for every run;
-#                                             # OUT=FOLDER (default: runs/table/SPLIT), one for each SPLIT and WORDS
-# Finished rows are skipped and unfinished ones go on, so that it can be stopped and started again.
+#                                             # OUT=FOLDER (default: runs/table/SPLIT), another for each SPLIT and WORDS
+# Finished rows are skipped and unfinished ones resumed, so that the script can be stopped and started again.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 split=${SPLIT:-vinyals}
 out=${OUT:-runs/table/$split}
-trap 'exit 130' INT TERM # a run that is stopped says so and ends by itself; bash would go on with the next
+trap 'exit 130' INT TERM # the run that is stopped ends by itself; without this, bash would start the next one
 tasks=${TASKS:-5way1shot 5way5shot 20way1shot 20way5shot}
 algos=("$@")
 if [ ${#algos[@]} -eq 0 ]; then
@@ -25,7 +25,7 @@ for task in $tasks; do
             words=(resume="$row/last.pt")
         else
             words=(algo="$algo" dataset=omniglot dataset.split="$split" task="$task" out="$row" resume=auto ${WORDS:-})
-            # What would train a first stage takes the row that is equal to it.
+            # If this algorithm would train a first stage, it starts from the finished row of that stage's algorithm instead.
             first=$(scripts/fsl train algo="$algo" dataset=omniglot --cfg job | awk '
                 /^pretrain: train$/ { found = 1 } /^pretrain_algo:/ { if (found) print $2 }')
             [ -n "$first" ] && [ -f "$out/$task/$first/result.json" ] && words+=(pretrain="$out/$task/$first/best.pt")

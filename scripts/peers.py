@@ -1,4 +1,4 @@
-"""What the workloads are measured against: the network and the training step as other tools write them."""
+"""The peers of the workloads: the network and the training step as other tools write them."""
 
 import importlib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch.nn import functional
 from fsl_cli.episodes import Episode
 
 Step = Callable[[], object]
-LR = 0.1  # of the inner loops: the same everywhere; the weights do not change in the course of a measurement
+LR = 0.1  # of every inner loop; there are no outer steps, so the initial weights stay the same
 
 
 def plain_net(channels: int, filters: int, stride: bool, out: int, way: int | None) -> nn.Sequential:
-    """Conv4 as other tools write it, with torch's own batch normalisation."""
+    """Conv4 with torch's own batch normalisation, as other tools write it; `way`: with a linear head on its `out` features."""
     blocks: list[nn.Module] = []
     for number in range(4):
         blocks += [nn.Conv2d(filters if number else channels, filters, 3, 2 if stride else 1, padding=1, bias=False)]
@@ -28,9 +28,9 @@ def labels(part: Tensor) -> Tensor:
 
 
 def higher_step(net: nn.Sequential, batch: Episode, steps: int, first_order: bool, head_only: bool) -> Step | None:
-    """A meta-step as in the MAML example of the package `higher`."""
+    """A meta-step as in the MAML example of the package `higher`; None if that is not installed."""
     try:
-        higher = importlib.import_module("higher")  # an extra: most machines do not have it
+        higher = importlib.import_module("higher")  # optional: most machines lack it
     except ImportError:
         return None
     body, head = (net[:-1], net[-1]) if head_only else (nn.Identity(), net)

@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures: each workload as we do it, and as its peers do."""
+"""The workloads of scripts/benchmark.py, each as we do it and as its peers do it."""
 
 import argparse
 import tempfile
@@ -30,19 +30,19 @@ NAMES = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W8p", "W8m", "W9")
 
 @dataclass
 class Workload:
-    """What is measured: one call of `ours` and of each peer does `tasks` tasks, or what `scale` says of it."""
+    """One row of the benchmark: a call of `ours` or of a peer does `tasks` tasks, or `scale[peer]` if that is given."""
 
     what: str
     tasks: int
     ours: Step
     peers: dict[str, Step | None]
     data: Step | None = None  # the part of a training step that draws and gathers its batch
-    scale: dict[str, float] = field(default_factory=dict)  # tasks of one call, where a peer does fewer
-    floor: Step | None = None  # whose floating-point operations are the least that the work needs
+    scale: dict[str, float] = field(default_factory=dict)  # tasks per call of the peers that do fewer
+    floor: Step | None = None  # the step whose floating-point operations the floor counts
 
 
 def items(shape: tuple[int, ...]) -> tuple[np.ndarray, Classes]:
-    """Random images: what is in them does not change the time."""
+    """Random images `[n, *shape]` and their classes: the content does not affect the time."""
     pixels = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, *shape), dtype=np.uint8)
     starts = np.arange(CLASSES) * EACH
     return pixels, Classes([str(n) for n in range(CLASSES)], starts, np.full(CLASSES, EACH), np.zeros(CLASSES, dtype=np.int64))
@@ -64,7 +64,7 @@ class Bench:
         return store, sampler, store.episodes(sampler.indices(0), shot)
 
     def tuned(self, name: str, algo: Algorithm, batch: Episode) -> Step:
-        """Our training step, with threads and chunk size chosen as a run of `fsl train` does."""
+        """Our training step, with threads, workers, chunk size and layout as typed or as `fsl train` would measure them."""
         device.settle(algo, self.place, self.arguments.precision).train()
         asked: dict[str, Any] = {"threads": self.arguments.threads or "auto", "task_chunk": self.arguments.chunk or "auto"}
         asked["channels_last"] = True if algo.bulk else self.arguments.channels_last
@@ -95,7 +95,7 @@ class Bench:
             n for n, _ in net.named_parameters()]  # fmt: skip
 
         def loop() -> None:
-            """Clone, adapt by autograd, backward: task after task."""
+            """One task after the other: adapts by autograd, then backpropagates."""
             net.zero_grad()
             for support, answers, queries, truth in zip(*(t for part in batch for t in part), strict=True):
                 weights: dict[str, Tensor] = {n: p for n, p in net.named_parameters() if n in adapted}
@@ -151,12 +151,12 @@ class Bench:
             {"loop": loop}, lambda: self.draw(store, sampler), floor=loop)  # fmt: skip
 
     def evaluation(self, what: str, algo: Algorithm, episodes: int, few: int) -> Workload:
-        """Scoring a list of episodes; the peer scores them one by one."""
+        """Scoring a list of `episodes`; the peer scores the first `few` of them one by one."""
         pixels, classes = items((1, 28, 28))
         store = Store(pixels, self.place)
         sampler = EpisodeSampler(classes, 5, 1, 15, 1, 0, EVALUATION["test"])
         device.settle(algo, self.place).eval()
-        speed.use(algo, speed.UNMEASURED | {"channels_last": algo.bulk})  # as fsl evaluate does
+        speed.use(algo, speed.UNMEASURED | {"channels_last": algo.bulk})  # as fsl evaluate without a checkpoint, but all threads
 
         def ours() -> None:
             score(algo, store, sampler, episodes)
@@ -172,7 +172,7 @@ class Bench:
         return Workload(what, episodes, ours, {"loop": one_by_one}, scale={"loop": few})
 
     def sampling(self) -> Workload:
-        """W9: drawing and gathering alone, from memory, against the same from the memory map."""
+        """W9: drawing and gathering alone, from items on the device, against the same from the memory map."""
         store, sampler, _ = self.setting((1, 28, 28), 5, 1, 15, 32)
         file = Path(tempfile.mkdtemp()) / "items.npy"
         np.save(file, items((1, 28, 28))[0])
@@ -210,7 +210,7 @@ class Bench:
 
 
 def with_threads(step: Step, threads: int) -> Step:
-    """The step on so many CPU threads."""
+    """Makes `step` run on `threads` CPU threads."""
 
     def run() -> None:
         before = torch.get_num_threads()
