@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_good_checkpo
         patched.setattr(train, "train_step", diverging)
         said = message(patched, capfd, "train", "out=run", *SMALL, *ALGOS["protonet"], code=1)
     assert "At step 5 the loss was nan" in said
-    assert checkpoint.load("run/last.pt", "resume")["step"] == 3
+    assert checkpoint.load("run/last.pt", "resume")["step"] == 4  # with best.pt
     assert "At step 5 the loss was nan" in Path("run/train.log").read_text()
 
 

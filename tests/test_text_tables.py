@@ -41,7 +41,7 @@ def test_tables_of_several_forms_are_read(name: str, content: str, tmp_path: Pat
         (b"hello,greeting\ncard,  ", "line 2: the label is empty"),
         (b"hello,greeting\nhi,greeting", "fewer than two labels"),
         (b'hello,greeting\n"hi,greeting', "it is no csv"),
-        (b"hello,gr\xfc\xdfe", "not a text in UTF-8"),
+        (b"hello,gr\xfc\xdfe", "not in UTF-8"),
     ],
 )
 def test_wrong_tables_are_refused_with_the_line(content: bytes, words: str, tmp_path: Path):
