@@ -13,7 +13,7 @@ from torch.nn import functional
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
 from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, held_out, left_out, rejection, temperature
-from fsl_cli.datasets.images import CHANNELS, as_image, open_image, shown
+from fsl_cli.datasets.images import ARRAY_CHANNELS, as_image, open_image, shown
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
 from fsl_cli.models.texts import TextEmbedding
@@ -237,7 +237,7 @@ def restored(trained: Trained, learned: dict[str, Any]) -> Classifier:
 def _is_one(images: object) -> bool:
     """Whether this is a single image, text or label instead of several, whose rows or letters would be taken for them."""
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim in (0, 2) or (images.ndim == 3 and bool({*CHANNELS} & {images.shape[0], images.shape[2]}))
+        return images.ndim in (0, 2) or (images.ndim == 3 and bool({*ARRAY_CHANNELS} & {images.shape[0], images.shape[2]}))
     return isinstance(images, str | bytes) or not isinstance(images, Iterable)
 
 

@@ -115,10 +115,10 @@ def show(data: Packed, cfg: DictConfig) -> str:
     firsts = zip(indices.items[0, :, 0], indices.turns[0, :, 0], strict=True)
     own = [(classes.starts <= item) & (item < ends) & (classes.turns == turn) for item, turn in firsts]
     names = [classes.names[int(mine.argmax())] for mine in own]
+    if data.item_shape and Path(cfg.out).suffix.lower() != ".png":
+        raise ValueError(f"out = {cfg.out}, but the picture is a PNG. Name it so: out={Path(cfg.out).with_suffix('.png')}.")
     out = folders.new(cfg.out if data.item_shape else Path(cfg.out).with_suffix(".txt"), "out")
     if data.item_shape:
-        if out.suffix.lower() != ".png":
-            raise ValueError(f"out = {out}, but the picture is a PNG. Name it so: out={out.with_suffix('.png')}.")
         episode = Store(data.items, torch.device("cpu"), budget=0).episodes(indices, task.shot)
         pixels = (255 * picture(episode, episode.query.targets)).round().to(torch.uint8)  # [3, H, W]
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")

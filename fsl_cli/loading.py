@@ -163,7 +163,7 @@ def give_weights(algo: Algorithm, choices: Mapping[str, str], content: dict[str,
 
 def refuse_untrained(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     """Without a checkpoint, refuses an algorithm whose head has the width of a training task."""
-    if "way" in cfg.algo.keys():  # noqa: SIM118 - unlike keys(), `in` leaves out ???
+    if "way" in cfg.algo:
         raise ValueError(MUST_TRAIN.format(choices["algo"]))
 
 

@@ -29,7 +29,7 @@ BROKEN = (
     Image.DecompressionBombError,
 )
 
-CHANNELS = (1, 3, 4)  # the numbers of channels that an array may have
+ARRAY_CHANNELS = (1, 3, 4)  # the numbers of channels that an array may have
 
 SUFFIXES: Set[str] = {
     *(".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
@@ -136,7 +136,7 @@ def as_image(image: object, number: int) -> Image.Image:
     """Converts an array `[H, W]`, `[H, W, C]` or `[C, H, W]`, or a Pillow image, as `plain` does; `number`: for messages."""
     found = image
     if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.size and image.dtype.kind in "buif":
-        if image.shape[0] in CHANNELS and image.shape[2:] and image.shape[2] not in CHANNELS:
+        if image.shape[0] in ARRAY_CHANNELS and image.shape[2:] and image.shape[2] not in ARRAY_CHANNELS:
             image = np.moveaxis(image, 0, 2)
         if image.dtype not in (np.bool_, np.uint8):
             image = _bytes(image)
