@@ -78,6 +78,7 @@ def test_show_names_its_picture_itself(monkeypatch: pytest.MonkeyPatch):
         (["dataset=strokes"], "fsl data needs one of two words next"),
         (["show", *STROKES, "split=all"], "split = 'all', but strokes has classes in train, val, test. Choose"),
         (["show", *STROKES, "episode=-1"], "episode = -1"),
+        (["show", *STROKES, "out=a.jpg"], "out = a.jpg, but the picture is a PNG. Name it so: out=a.png."),
         (["prepare", "dataset=image_folder"], "dataset.root has no value"),
         (["prepare", "dataset=mini_imagenet", "data_dir=."], "has no mini*mage[nN]et*"),
         (["prepare", "dataset=image_folder", "dataset.root=nowhere"], "dataset.root = nowhere is no folder"),

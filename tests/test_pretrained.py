@@ -22,7 +22,7 @@ from fsl_cli.config import build
 from fsl_cli.episodes import Episode, Examples, split
 from fsl_cli.models.embedding import Embedding
 from fsl_cli.models.norm import norm_layers
-from fsl_cli.models.photographs import freeze_folded
+from fsl_cli.models.photographs import freeze_folded, thaw
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -92,6 +92,15 @@ def test_frozen_norms_go_into_the_convolution_where_that_changes_nothing(traceab
     assert kinds == [nn.Identity if traceable else FrozenBatchNorm2d, *[FrozenBatchNorm2d] * 3]
     items = torch.rand(2, 3, 9, 9)
     torch.testing.assert_close(frozen.train()(items), network.eval()(items))
+
+
+def test_a_norm_without_weights_is_trained_from_ones_and_zeros():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False))
+    items = torch.rand(2, 3, 9, 9)
+    before = copy.deepcopy(network)(items)
+    thaw(network)
+    torch.testing.assert_close(network(items), before)
+    assert network[1].scale.requires_grad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_grey_images_and_other_sizes_are_taken(lite: Any):

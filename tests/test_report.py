@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,17 @@ def test_a_report_is_not_written_into_a_run(monkeypatch: pytest.MonkeyPatch, cap
     finished("a", [0.5, 0.7])
     assert "out = runs/a already holds a run or a result." in message(monkeypatch, capfd, "report", "out=runs/a")
     assert not Path("runs/a/report.md").exists()
+
+
+def test_the_table_of_omniglot_shows_finished_rows(monkeypatch: pytest.MonkeyPatch):
+    row = Path("table/5way1shot/protonet")
+    assert trained(monkeypatch, "protonet", str(row)) == 0
+    result = json.loads((row / "result.json").read_text())
+    result["dataset_options"] = {"split": "vinyals"}  # as Omniglot's
+    (row / "result.json").write_text(json.dumps(result))
+    script = Path(__file__).parents[1] / "scripts/omniglot_table.sh"
+    where = {"TASKS": "5way1shot", "OUT": str(Path("table").absolute())}
+    done = subprocess.run([script, "protonet"], env=os.environ | where, capture_output=True, text=True, check=True)
+    accuracy = f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f}"
+    shape, steps = f"{result['way']}-way {result['shot']}-shot", f"{result['step']} / {result['steps']}"
+    assert done.stdout.splitlines()[2].startswith(f"| `protonet` | vinyals | {shape} | 0 | {accuracy} | running | {steps} |")
