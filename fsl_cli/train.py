@@ -131,7 +131,7 @@ def run(cfg: DictConfig, job: stages.Job | None = None) -> float:
                         save("best.pt")
                 done = state.done(cfg.steps, cfg.early_stop)
                 stop = stopping(interrupt.signal)
-                if state.step % cfg.checkpoint_every == 0 or done or stop or state.best_step == state.step:  # or best.pt
+                if state.step % cfg.checkpoint_every == 0 or done or stop or state.best_step == state.step:  # with best.pt
                     save("last.pt")
                 if stop and not done:
                     log.info(f"Stopped at step {state.step}. Go on with: {job.again}")
