@@ -129,6 +129,19 @@ def test_cosine_head_ignores_lengths():
     torch.testing.assert_close(similarity, torch.tensor([[2.0, 0.0]]))
 
 
+def test_centred_cosines_are_measured_from_the_middle_of_the_class_means():
+    built = make("centroid", "mlp", "algo.scale=3")
+    support = Examples(torch.tensor([[5.0, 2.0], [5.0, 4.0], [9.0, 5.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    logits = built.adapt(support)(torch.tensor([[9.0, 4.0], [7.0, 2.0]]))
+    # The middle of (5, 3) and (9, 5) is (7, 4). From there, the second class is at (2, 1), the queries at (2, 0) and (0, -2).
+    first = torch.nn.functional.normalize(torch.tensor([-2.0, -2.0]), dim=0) + torch.tensor([-1.0, 0.0])
+    expected = 3 * torch.tensor([[first[0] / first.norm(), 2 / 5**0.5], [-first[1] / first.norm(), -1 / 5**0.5]])
+    torch.testing.assert_close(logits, expected)
+    plain = make("centroid", "mlp", "algo.centre=false", "algo.scale=3").adapt(support)(torch.tensor([[18.0, 10.0]]))
+    torch.testing.assert_close(plain[0, 1], torch.tensor(3.0))
+    assert plain[0, 0] < 2.9999, "from the origin, the second class lies in the direction of the query"
+
+
 @pytest.mark.parametrize("algo", ["maml", "fomaml", "anil"])
 def test_recomputed_inner_steps_give_the_same_gradient(algo: str):
     torch.manual_seed(2)
