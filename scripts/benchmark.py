@@ -12,7 +12,6 @@ arithmetic of the plain loop would take at the machine's matrix-multiply rate, a
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import subprocess
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from peak import peak
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from workloads import NAMES, Bench, Step, with_threads
@@ -58,44 +58,12 @@ def matmul_rate(place: torch.device, precision: str) -> float:
     return 2 * n**3 / min(times[2:])
 
 
-def peak(name: str, which: str, arguments: argparse.Namespace, answers: Any) -> None:
-    """Puts into `answers` the bytes that `memory` reports; runs in a process of its own."""
-    place = device.choose(arguments.device)
-    workload = Bench(place, arguments).build(name)
+def step_of(name: str, which: str, arguments: argparse.Namespace) -> Step:
+    """The step of one implementation of a workload, whose memory `peak` measures."""
+    workload = Bench(device.choose(arguments.device), arguments).build(name)
     step = workload.ours if which == "ours" else workload.peers[which]
     assert step is not None
-    if place.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(speed.WARM_UP + 1 if arguments.graph else 1):  # a graph's peak is at its capture
-            step()
-        answers.put(torch.cuda.max_memory_allocated() - before)
-        return
-    before = resident("VmRSS")
-    watched()
-    step()
-    answers.put(resident("VmHWM") - before)
-
-
-def watched() -> None:
-    """Resets the peak memory of this process (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(line: str) -> int:
-    """Bytes of this process in memory: now (VmRSS), or at the peak (VmHWM)."""
-    found = dict(part.split(":") for part in Path("/proc/self/status").read_text().splitlines())
-    return int(found[line].split()[0]) * 1024
-
-
-def memory(name: str, which: str, arguments: argparse.Namespace) -> float | None:
-    """Peak MiB that one implementation's first steps add: on the CUDA device, or to a process on Linux; None if it fails."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=peak, args=(name, which, arguments, answers))
-    process.start()
-    process.join()
-    return round(answers.get() / 2**20) if process.exitcode == 0 else None
+    return step
 
 
 def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate: float) -> dict[str, Any]:
@@ -106,8 +74,9 @@ def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate:
     done = {n: workload.scale.get(n, workload.tasks) for n in runs}
     threads = {n: fair(step, place) for n, step in runs.items() if n != "ours"}
     runs |= {n: with_threads(runs[n], threads[n]) for n in threads}
+    calls = speed.WARM_UP + 1 if arguments.graph else 1  # a graph is captured in the last of them
     for step in runs.values():
-        for _ in range(speed.WARM_UP + 1 if arguments.graph else 1):
+        for _ in range(calls):
             step()  # warms up
     rounds = [{n: seconds(step, place) / done[n] for n, step in runs.items()} for _ in tqdm(range(arguments.repeats), desc=name)]
     per_task = {n: median(r[n] for r in rounds) for n in runs}
@@ -130,7 +99,8 @@ def measure(name: str, arguments: argparse.Namespace, place: torch.device, rate:
     if arguments.memory:
         chosen = bench.chosen.get(name, {})
         settled = argparse.Namespace(**vars(arguments) | {"chunk": chosen.get("task_chunk"), **chosen})
-        row["peak_mib"] = {n: memory(name, n, settled) for n in runs}
+        peaks = {n: peak(step_of, name, n, settled, calls=calls) for n in runs}
+        row["peak_mib"] = {n: None if mib is None else round(mib) for n, mib in peaks.items()}
     return row
 
 

@@ -3,16 +3,16 @@
 
     .venv/bin/python scripts/memory.py
 
-Second order, Omniglot's 28x28, strided Conv4-64, 5-way 1-shot, 15 queries. On a CPU (Linux, one thread) it is what the step
-adds to the process after a smaller step, which has loaded the libraries; on a CUDA device, the most that was allocated.
+Second order, Omniglot's 28x28, strided Conv4-64, 5-way 1-shot, 15 queries: what the step adds to the process (on a CPU, with
+Linux and one thread) or to what is allocated on the CUDA device, after a smaller step has loaded the libraries.
 """
 
 import argparse
-import multiprocessing
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmark import resident, watched
+from peak import peak
 from torch.nn import functional
 
 from fsl_cli import device
@@ -31,8 +31,8 @@ def batch(tasks: int, place: torch.device) -> Episode:
     return Episode(*(Examples(*(t[:, rows].to(place) for t in whole)) for rows in (cut, ~cut)))
 
 
-def peak(where: str, inner_steps: int, tasks: int, chunk: int, recompute: bool, answers: Any) -> None:
-    """Puts into `answers` the peak MiB of one step; runs in a process of its own."""
+def training_step(where: str, inner_steps: int, tasks: int, chunk: int, recompute: bool) -> Callable[[], object]:
+    """The step to measure; a smaller one runs here, which loads the libraries."""
     place = device.choose(where, 1)
     algo = MAML(Conv4((1, 28, 28), 64, "stride"), 5, 0.1, inner_steps, inner_steps, recompute=recompute)
     algo = device.settle(algo, place).train()
@@ -40,25 +40,13 @@ def peak(where: str, inner_steps: int, tasks: int, chunk: int, recompute: bool, 
     work = batch(tasks, place)
     small = MAML(Conv4((1, 28, 28), 8, "stride"), 5, 0.1, 2, 2, recompute=recompute).to(place)
     small.backward(batch(2, place))
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        algo.backward(work)
-        answers.put(torch.cuda.max_memory_allocated() / 2**20)
-        return
-    before = resident("VmRSS")
-    watched()
-    algo.backward(work)
-    answers.put((resident("VmHWM") - before) / 2**20)
+    return lambda: algo.backward(work)
 
 
 def cell(*case: Any) -> str:
-    """The result of `peak` for a case (its arguments but `answers`), as text; "failed" if it fails."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=peak, args=(*case, answers))
-    process.start()
-    process.join()
-    return f"{answers.get():.0f}" if process.exitcode == 0 else "failed"
+    """The peak MiB of a case (the arguments of `training_step`), as text; "failed" if it fails."""
+    mib = peak(training_step, *case)
+    return "failed" if mib is None else f"{mib:.0f}"
 
 
 def main() -> None:
