@@ -1,10 +1,12 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from conftest import in_two_parts
 
 from fsl_cli.datasets.packed import Classes
-from fsl_cli.episodes import BatchSampler, EpisodeSampler
+from fsl_cli.episodes import EVALUATION, TRAIN, BatchSampler, EpisodeSampler
 from fsl_cli.store import Store
 
 
@@ -47,6 +49,22 @@ def test_evaluation_episodes_do_not_depend_on_how_the_list_is_cut():
     whole = fixed.fixed(0, 12).items
     parts = np.concatenate([fixed.fixed(0, 5).items, fixed.fixed(5, 12).items])
     np.testing.assert_array_equal(whole, parts)
+
+
+@pytest.mark.parametrize(("split", "chosen", "digest"), [
+    ("val", [401, 243, 321, 367, 187], 1714134492),
+    ("test", [347, 348, 16, 357, 159], 3934832490),
+])  # fmt: skip
+def test_the_evaluation_episodes_are_those_of_earlier_results(split: str, chosen: list[int], digest: int):
+    items = EpisodeSampler(classes([20] * 423), 5, 1, 15, 1, 0, EVALUATION[split]).fixed(0, 100).items
+    assert (items[0, :, 0] // 20).tolist() == chosen
+    assert zlib.crc32(items.astype("<i8").tobytes()) == digest, "results would no longer compare with those in RESULTS.md"
+
+
+def test_training_draws_what_it_drew_before():
+    drawn = EpisodeSampler(classes([20] * 423), 5, 1, 15, 4, 7, TRAIN).indices(3).items
+    assert zlib.crc32(drawn.astype("<i8").tobytes()) == 3718450336
+    assert BatchSampler(classes([20] * 423), 64, 7, TRAIN).indices(3)[0].items[:5].tolist() == [7503, 3716, 7012, 2818, 7866]
 
 
 def test_classes_and_items_and_slots_are_drawn_evenly():
