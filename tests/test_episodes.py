@@ -97,6 +97,12 @@ def test_impossible_episodes_are_refused_by_the_name_of_the_key(changes: dict[st
         sampler(**changes)
 
 
+@pytest.mark.parametrize("batch", [0, 22])
+def test_an_impossible_batch_is_refused(batch: int):
+    with pytest.raises(ValueError, match=rf"^algo\.batch = {batch}, but it must be 1 to 21"):
+        BatchSampler(classes([7] * 3), batch, 0, TRAIN)
+
+
 def test_batches_pass_through_every_item_once_an_epoch():
     batches = BatchSampler(classes([4, 6, 2]), 4, 0, 0)
     drawn = np.concatenate([batches.indices(step)[0].items for step in range(3)])
