@@ -33,7 +33,7 @@ for task in $tasks; do
         scripts/fsl train "${words[@]}" || { echo "$algo $task failed" >&2; failed=1; }
     done
 done
-.venv/bin/python - "$out" <<'PYTHON'
+.venv/bin/python - "$out" <<'PYTHON' || failed=1
 import json, sys
 from pathlib import Path
 

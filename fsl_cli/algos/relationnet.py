@@ -67,7 +67,7 @@ class Relation(nn.Module):
         layers: list[nn.Module] = []
         for number in range(2):
             layers += [nn.Conv2d(width, width, 3, padding=1)] if number else []
-            layers += [nn.GroupNorm(1, width), nn.ReLU()]
+            layers += [MapNorm(1, width), nn.ReLU()]
             if min(size) > 1:
                 layers.append(nn.MaxPool2d(2))
                 size = [side // 2 for side in size]
@@ -84,3 +84,11 @@ class Relation(nn.Module):
         if isinstance(self.first, nn.Linear):
             return functional.linear(features, weight, bias)
         return functional.conv2d(features.unflatten(1, self.shape), weight, bias, padding=1)
+
+
+class MapNorm(nn.GroupNorm):
+    """Normalises each map as a whole. Its parent does the same, but torch 2.9 cannot vmap that in channels-last layout."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        normed = functional.layer_norm(input, input.shape[1:], eps=self.eps)
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
