@@ -9,7 +9,7 @@ import torch
 
 
 def peak(make: Callable[..., Callable[[], object]], *args: Any, calls: int = 1) -> float | None:
-    """MiB that a step adds at its peak: on the CUDA device if there is one, else to the process (Linux); None if it fails.
+    """MiB that a step adds at its peak: on the CUDA device if it uses one, else to the process (Linux); None if it fails.
 
     Args:
         make: returns the step, given `args`; what it loads itself does not count. A function of a module.

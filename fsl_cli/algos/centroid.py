@@ -36,7 +36,7 @@ class Centroid(Algorithm):
         return functional.normalize(self.model(inputs), dim=1)
 
     def adapt(self, support: Examples) -> Predictor:
-        middle = self.centre * centroids(support).mean(0)  # [features]
+        middle = centroids(support).mean(0) if self.centre else 0.0  # [features]
         directions = functional.normalize(support.inputs - middle, dim=1)
         means = centroids(Examples(directions, support.targets))  # [way, features]
         return lambda queries: cosine(queries - middle, means, self.scale)

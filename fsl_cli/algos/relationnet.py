@@ -9,6 +9,7 @@ that it takes maps of any size.
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,7 +68,7 @@ class Relation(nn.Module):
         layers: list[nn.Module] = []
         for number in range(2):
             layers += [nn.Conv2d(width, width, 3, padding=1)] if number else []
-            layers += [MapNorm(1, width), nn.ReLU()]
+            layers += [MapNorm(width), nn.ReLU()]
             if min(size) > 1:
                 layers.append(nn.MaxPool2d(2))
                 size = [side // 2 for side in size]
@@ -86,9 +87,15 @@ class Relation(nn.Module):
         return functional.conv2d(features.unflatten(1, self.shape), weight, bias, padding=1)
 
 
-class MapNorm(nn.GroupNorm):
-    """Normalises each map as a whole. Its parent does the same, but torch 2.9 cannot vmap that in channels-last layout."""
+class MapNorm(nn.Module):
+    """Normalises each of the maps `[n, channels, H, W]` as a whole, then scales and shifts every channel.
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        normed = functional.layer_norm(input, input.shape[1:], eps=self.eps)
-        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+    It is GroupNorm with one group, which torch 2.9 cannot map over tasks if the maps have channels last.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return functional.layer_norm(maps, maps.shape[1:]) * self.weight[:, None, None] + self.bias[:, None, None]
