@@ -31,7 +31,7 @@ from fsl_cli.sources import evaluation_sampler, open_store
 log = logging.getLogger(__name__)
 
 TRAINED = ("algo", "dataset", "model", "task")
-UNTRAINED = {"algo": "centroid", "task": "5way1shot", "seed": "0"}  # the defaults without a checkpoint
+UNTRAINED = {"algo": "refined_centroid", "task": "5way1shot", "seed": "0"}  # the defaults without a checkpoint
 TRIED = 2  # episodes scored to choose the number of threads
 
 register()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -140,6 +141,36 @@ def test_centred_cosines_are_measured_from_the_middle_of_the_class_means():
     plain = make("centroid", "mlp", "algo.centre=false", "algo.scale=3").adapt(support)(torch.tensor([[18.0, 10.0]]))
     torch.testing.assert_close(plain[0, 1], torch.tensor(3.0))
     assert plain[0, 0] < 2.9999, "from the origin, the second class lies in the direction of the query"
+
+
+def test_refined_class_means_are_logistic_regression_held_to_them():
+    """Against plain gradient descent on the same objective, in which a support item is compared to the others of its class."""
+    torch.manual_seed(0)
+    targets = torch.eye(3, dtype=torch.float64)[[0, 0, 0, 1, 1, 2]]
+    inputs = targets @ torch.randn(3, 6, dtype=torch.float64) + 0.7 * torch.randn(6, 6, dtype=torch.float64)
+    unit = partial(functional.normalize, dim=-1)
+    directions = unit(inputs - torch.stack([inputs[:3].mean(0), inputs[3:5].mean(0), inputs[5]]).mean(0))
+    means = unit(torch.stack([directions[:3].mean(0), directions[3:5].mean(0), directions[5]]))
+    seen = directions @ means.T
+    for row, others in enumerate(([1, 2], [0, 2], [0, 1], [4], [3])):
+        seen[row, row // 3] = directions[row] @ unit(directions[others].mean(0))
+    seen[5, 2] = (seen[:3, 0].sum() + seen[3:5, 1].sum()) / 5  # the only one of its class
+    weights = torch.tensor([2 / 3, 2 / 3, 2 / 3, 1, 1, 2], dtype=torch.float64)
+    change = torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
+    for _ in range(3000):
+        losses = functional.cross_entropy(5 * seen + directions @ change.T, targets, reduction="none")
+        objective = (weights * losses).sum() + 0.3 / 2 * change.square().sum()
+        change = (change - 0.2 * torch.autograd.grad(objective, change)[0]).detach().requires_grad_()
+    built = make("refined_centroid", "mlp", "algo.scale=5", "algo.refine=0.3")
+    answers = built.adapt(Examples(inputs, targets))(inputs)
+    torch.testing.assert_close(answers, (directions @ (5 * means + change).T).detach(), atol=0.01, rtol=0.01)
+
+
+def test_single_items_far_apart_leave_the_class_means_as_they_are():
+    support = Examples(torch.eye(4), torch.eye(4))
+    plain, refined = make("centroid", "mlp", "algo.scale=15"), make("refined_centroid", "mlp")
+    queries = torch.randn(8, 4)
+    torch.testing.assert_close(refined.adapt(support)(queries), plain.adapt(support)(queries), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("algo", ["maml", "fomaml", "anil"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor
-from fsl_cli.algos.heads import logistic, ridge, svm
+from fsl_cli.algos.heads import balance, logistic, ridge, svm
 from fsl_cli.algos.limits import positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -28,7 +28,10 @@ STRENGTHS = {"ridge": 50.0, "svm": 0.1, "logistic": 1.0}
 
 
 class ClosedForm(Algorithm):
-    """Fits a linear classifier to the support embeddings; a learned scale and shift turn its scores into logits."""
+    """Fits a linear classifier to the support embeddings; a learned scale and shift turn its scores into logits.
+
+    Every class counts the same in the loss, so that a class with few items is not drowned by one with many.
+    """
 
     bulk = True
     norms = PLAIN_NORMS
@@ -54,9 +57,9 @@ class ClosedForm(Algorithm):
         return functional.normalize(features, dim=1) if self.normalize else features
 
     def adapt(self, support: Examples) -> Predictor:
-        inputs = _with_one(support.inputs)
-        weights = SOLVERS[self.head](inputs @ inputs.T, support.targets, self.strength)  # [n, way]
-        return lambda queries: self.scale * (_with_one(queries) @ inputs.T @ weights) + self.shift
+        inputs, weights = _with_one(support.inputs), balance(support.targets)
+        coefficients = SOLVERS[self.head](inputs @ inputs.T, support.targets, weights, self.strength)  # [n, way]
+        return lambda queries: self.scale * (_with_one(queries) @ inputs.T @ coefficients) + self.shift
 
 
 def _with_one(features: Tensor) -> Tensor:

@@ -45,47 +45,65 @@ def scaling(support: Tensor, standardise: bool) -> Callable[[Tensor], Tensor]:
     return lambda inputs: (inputs - mean) / spread
 
 
-# The following fit linear classifiers W = X^T A to embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]`, and
-# one-hot targets Y `[n, way]`; they return the coefficients A `[n, way]`. All can be mapped and differentiated.
+def balance(targets: Tensor) -> Tensor:
+    """Weights `[n, 1]` of the items of a support set, mean 1, by which every class counts the same, however many items it has."""
+    shots = targets.sum(0)
+    return targets @ (len(targets) / len(shots) / shots).unsqueeze(1)
+
+
+# The following fit linear classifiers W = X^T A to embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]`,
+# one-hot targets Y `[n, way]` and weights `[n, 1]` of the items in the loss; they return the coefficients A `[n, way]`. All can
+# be mapped and differentiated.
 
 LOGISTIC_STEPS, SVM_STEPS = 40, 60
 
 
-def ridge(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """Ridge regression onto the targets: minimises |X W - Y|^2 + strength |W|^2, by the Woodbury identity."""
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve_ex(gram + strength * eye, targets).result  # positive definite: a check would break CUDA graphs
+def ridge(gram: Tensor, targets: Tensor, weights: Tensor, strength: float) -> Tensor:
+    """Weighted ridge regression onto the targets: minimises sum_i w_i |x_i W - y_i|^2 + strength |W|^2, by the Woodbury identity."""
+    roots = weights.sqrt()
+    return roots * torch.cholesky_solve(roots * targets, _factor(roots * gram * roots.T, strength))
 
 
-def logistic(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """Multinomial logistic regression: minimises the summed cross entropy + strength / 2 |W|^2.
+def logistic(gram: Tensor, targets: Tensor, weights: Tensor, strength: float, offset: Tensor | float = 0.0) -> Tensor:
+    """Multinomial logistic regression: minimises the weighted sum of the cross entropies + strength / 2 |W|^2.
 
     Newton steps with Nesterov momentum, in which the bound X^T X / 2 (Boehning, 1992) replaces the Hessian, so that all steps
-    share one factorisation.
+    share one factorisation. `offset` `[n, way]` is added to the scores X W.
     """
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    inverse = torch.linalg.inv_ex(gram / 2 + strength * eye).inverse
+    roots = weights.sqrt()
+    inverse = torch.cholesky_inverse(_factor(roots * gram * roots.T / 2, strength))
     coefficients = ahead = torch.zeros_like(targets)
     for number in range(LOGISTIC_STEPS):
-        gradient = (gram @ ahead).softmax(1) - targets + strength * ahead  # the gradient without its factor X^T
+        scores = gram @ (roots * ahead) + offset
+        gradient = roots * (scores.softmax(1) - targets) + strength * ahead  # the gradient without its factor X^T
         moved = ahead - inverse @ gradient
         ahead = moved + number / (number + 3) * (moved - coefficients)
         coefficients = moved
-    return coefficients
+    return roots * coefficients
 
 
-def svm(gram: Tensor, targets: Tensor, strength: float) -> Tensor:
+def svm(gram: Tensor, targets: Tensor, weights: Tensor, strength: float) -> Tensor:
     """The multi-class support vector machine of Crammer and Singer (2001), with C = `strength`, solved in its dual.
 
-    Minimises tr(A^T K A) / 2 - tr(A^T Y), K the Gram matrix, over A whose rows sum to 0 with `A <= strength * Y`.
+    Minimises tr(A^T K A) / 2 - tr(A^T Y), K the Gram matrix, over A whose rows sum to 0 with `A <= strength * weights * Y`.
     """
     step = 1 / gram.diagonal().sum()  # the trace bounds the largest eigenvalue
     coefficients = ahead = torch.zeros_like(targets)
     for number in range(SVM_STEPS):
-        moved = _project(ahead - step * (gram @ ahead - targets), strength * targets)
+        moved = _project(ahead - step * (gram @ ahead - targets), strength * weights * targets)
         ahead = moved + number / (number + 3) * (moved - coefficients)
         coefficients = moved
     return coefficients
+
+
+def _factor(gram: Tensor, strength: float) -> Tensor:
+    """The Cholesky factor of `gram + strength I`, which is positive definite.
+
+    A general solver will not do: in batches of matrices of more than 128 rows and with two threads, torch 2.14 with MKL fails on
+    an AMD CPU ("Parameter 6 was incorrect on entry to SLASWP"), or runs for many minutes.
+    """
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.cholesky_ex(gram + strength * eye).L  # unchecked, since a check would break CUDA graphs
 
 
 def _project(values: Tensor, upper: Tensor) -> Tensor:
