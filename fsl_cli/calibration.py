@@ -78,8 +78,20 @@ def left_out(algo: Algorithm, support: Examples, embedded: bool, fixed: bool, li
 
 def _judged(algo: Algorithm, support: Examples, embedded: bool, rows: Tensor, without: Tensor) -> Tensor:
     """Logits `[len(rows), way]` of the support items `rows` after adapting to the support without the mask `without`."""
-    batch = Episode(*(map_tensors(support, lambda tensor, cut=cut: tensor[cut].unsqueeze(0)) for cut in (~without, rows)))
+    left, judged = (Examples(*(tensor[cut] for tensor in support)) for cut in (~without, rows))
+    batch = map_tensors(Episode(evened(algo, left), judged), lambda tensor: tensor.unsqueeze(0))
     return (algo.scores(batch) if embedded else algo.predictions(batch)).squeeze(0)
+
+
+def evened(algo: Algorithm, support: Examples) -> Examples:
+    """Repeats the items of small classes until all classes have as many, for an algorithm with `equal_shots`."""
+    shots = support.targets.sum(0).long()
+    if not algo.equal_shots or bool((shots == shots.max()).all()):
+        return support
+    slots = support.targets.argmax(1)
+    items = [torch.nonzero(slots == slot).flatten() for slot in torch.nonzero(shots).flatten()]
+    rows = torch.cat([own[torch.arange(int(shots.max()), device=own.device) % len(own)] for own in items])
+    return Examples(support.inputs[rows], support.targets[rows])
 
 
 def _some(rows: Tensor, limit: int | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fsl_cli import checkpoint
 from fsl_cli.algos.base import Algorithm
-from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, held_out, left_out, rejection, temperature
+from fsl_cli.calibration import Estimate, Rejection, check_threshold, estimate, evened, held_out, left_out, rejection, temperature
 from fsl_cli.datasets.images import ARRAY_CHANNELS, as_image, open_image, shown
 from fsl_cli.datasets.texts import to_items, to_texts
 from fsl_cli.episodes import Examples
@@ -143,10 +143,10 @@ class Classifier:
     def __init__(self, trained: Trained, support: Examples, names: list[str], temperature: float) -> None:
         self.trained, self.support, self.names, self.temperature = trained, support, names, temperature
         if trained.embeds:
-            predictor = trained.algo.adapt(support)
+            predictor = trained.algo.adapt(evened(trained.algo, support))
             self.predictor = lambda inputs: predictor(trained.algo.embed(inputs))
         else:
-            self.predictor = trained.algo.fit(support)
+            self.predictor = trained.algo.fit(evened(trained.algo, support))
 
     def __call__(self, images: Iterable[Picture], reject_below: float | None = None) -> list[Prediction]:
         """Predicts the class of each image or text.

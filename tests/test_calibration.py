@@ -1,14 +1,17 @@
 """How sure a classifier is: temperature, threshold and interval, on answers that are made up and on drawings."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import CLASSES
-from support_algos import blobs, make
+from support_algos import SHAPE, blobs, make
 
 import fsl_cli
-from fsl_cli.calibration import held_out, rejection, temperature
+from fsl_cli.calibration import evened, held_out, rejection, temperature
+from fsl_cli.classifier import Classifier
 from fsl_cli.episodes import Examples
 from fsl_cli.metrics import wilson
 
@@ -55,6 +58,28 @@ def test_one_item_of_every_class_is_left_out_at_a_time(monkeypatch: pytest.Monke
     assert max(calls) <= 3
     empty, none = held_out(built, support, False, least=5)
     assert (tuple(empty.shape), len(none)) == ((0, 3), 0)
+
+
+@pytest.mark.parametrize("algo", ["snail", "mann", "metanet"])
+def test_what_reads_items_one_by_one_gets_as_many_of_every_class(algo: str, monkeypatch: pytest.MonkeyPatch):
+    built = make(algo, "mlp").eval()
+    items = torch.randn(6, built.model.out_features, dtype=torch.float64)
+    support = Examples(items, torch.eye(3, dtype=torch.float64)[[0, 0, 0, 1, 2, 2]])
+    rows = [0, 1, 2, 3, 3, 3, 4, 5, 4]
+    expected = Examples(items[rows], support.targets[rows])
+    assert all(a.equal(b) for a, b in zip(evened(built, support), expected, strict=True))
+    assert evened(make("protonet", "mlp"), support) is support and evened(built, expected) is expected
+    without = Examples(items[:3], support.targets[:3])  # a class may be missing: it stays so
+    assert evened(built, without).targets.sum(0).tolist() == [3, 0, 0]
+    trained: Any = SimpleNamespace(algo=built, embeds=True)
+    answers = Classifier(trained, support, ["a", "b", "c"], 1.0).predictor(torch.zeros(2, *SHAPE, dtype=torch.float64))
+    queries = built.embed(torch.zeros(2, *SHAPE, dtype=torch.float64))
+    torch.testing.assert_close(answers, built.adapt(expected)(queries))
+    seen = []
+    scores = built.scores
+    monkeypatch.setattr(built, "scores", lambda batch: seen.append(batch.support.targets[0].sum(0)) or scores(batch))
+    held_out(built, support, True)
+    assert len(seen) == 3 and all(len(counts.unique()) == 1 for counts in seen)
 
 
 @pytest.mark.parametrize("algo", ["logistic", "protonet"])

@@ -239,7 +239,7 @@ def test_the_context_scales_and_shifts_normalised_maps_or_stands_beside_the_inpu
 @pytest.mark.parametrize(
     ("algo", "option", "said"),
     [
-        ("boil", "head=zeros", "algo.head = zeros lets no gradient through to what algo.adapts=body moves"),
+        ("boil", "head=zeros", "algo.head = zeros gives no gradient to what algo.adapts=body moves"),
         ("cavia", "context=0", "algo.context = 0, but algo.adapts = context needs at least 1"),
         ("cavia", "recompute=true", "algo.recompute=false"),
         ("cavia", "rates=step", "algo.rates=fixed"),

@@ -143,6 +143,21 @@ def test_centred_cosines_are_measured_from_the_middle_of_the_class_means():
     assert plain[0, 0] < 2.9999, "from the origin, the second class lies in the direction of the query"
 
 
+@pytest.mark.parametrize(
+    "algo",
+    ["maml", "anil", "boil", "cavia", "metasgd", "mamlpp", "protomaml", "reptile", "finetune", "mtl", "matchingnet", "protonet"],
+)
+def test_every_class_counts_the_same_however_many_items_it_has(algo: str):
+    """Every item of one class twice changes no answer; without statistics of the batch, which copies would change."""
+    whole = {"finetune": ["algo.head_batch=100"], "reptile": ["algo.eval_inner_batch=100"]}.get(algo, [])
+    built = make(algo, "mlp", "model.norm=false", *whole).eval()
+    support, query = (Examples(*(tensor[0] for tensor in part)) for part in blobs(1, 3, 2, 4))
+    rows = [0, 1, 0, 1, 2, 3, 4, 5]
+    with torch.no_grad():
+        once, twice = (built.fit(part) for part in (support, Examples(support.inputs[rows], support.targets[rows])))
+        torch.testing.assert_close(twice(query.inputs).softmax(1), once(query.inputs).softmax(1))
+
+
 def test_refined_class_means_are_logistic_regression_held_to_them():
     """Against plain gradient descent on the same objective, in which a support item is compared to the others of its class."""
     torch.manual_seed(0)

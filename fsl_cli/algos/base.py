@@ -41,6 +41,7 @@ class Algorithm(nn.Module, ABC):
     embedded: bool = False  # training batches already hold embeddings, which are constant in this training
     needs_queries: bool = True  # a training step needs query sets
     sequential: bool = False  # reads its support items one by one: training shuffles them in every episode
+    equal_shots: bool = False  # a class with more support items than others would win by that: `fsl predict` repeats the others'
     recompute: bool = False  # a training step recomputes parts of its forward pass in the backward pass
     wants_pretrained: bool = False  # keeps the weights of a trained network: training without `pretrain` is refused
     regresses: bool = False  # can also learn functions, whose targets are values instead of classes

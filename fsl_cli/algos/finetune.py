@@ -8,7 +8,8 @@ takes the mean of all training images under the final weights.
 
 Baseline fits a linear head, Baseline++ a cosine head. The head is trained as published (SGD with dampening), except that the
 cosine head starts at the class means and the linear head at zero (the published code draws both at random), and that class
-weights of the cosine head have no length (the published code, but not the paper, learns one for every class).
+weights of the cosine head have no length (the published code, but not the paper, learns one for every class). In its loss every
+class counts the same, however many items it has.
 `backbone=full` adapts the embedding too; transformers need `head_optimizer=adam` for that.
 """
 
@@ -24,7 +25,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Batch, Outcome, Predictor, Weights, cross_entropy
-from fsl_cli.algos.heads import centroids, cosine, nearest, squared_distances
+from fsl_cli.algos.heads import balance, centroids, cosine, nearest, squared_distances
 from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -110,10 +111,10 @@ class Finetune(Algorithm):
             return lambda queries: -squared_distances(queries, prototypes)
         if self.head == "nearest":
             return lambda queries: nearest(queries, support)
-        weights = self._start(support)
+        weights, targets = self._start(support), balance(support.targets) * support.targets
         state: State = ()
         for chosen in minibatches(len(support.inputs), self.head_batch, self.head_epochs, support.inputs.device):
-            part = Examples(support.inputs[chosen], support.targets[chosen])
+            part = Examples(support.inputs[chosen], targets[chosen])
             grads = grad(self._head_loss)(weights, part)
             direction, state = self.direction(grads, weights, self.head_decay, state)
             weights = {name: torch.sub(weight, direction[name], alpha=self.head_lr) for name, weight in weights.items()}

@@ -46,7 +46,11 @@ def scaling(support: Tensor, standardise: bool) -> Callable[[Tensor], Tensor]:
 
 
 def balance(targets: Tensor) -> Tensor:
-    """Weights `[n, 1]` of the items of a support set, mean 1, by which every class counts the same, however many items it has."""
+    """Weights `[n, 1]` of the items of a support set, mean 1, by which every class counts the same, however many items it has.
+
+    A user's classes are rarely of equal size. Where they are, as in all training and evaluation, every weight is exactly 1.
+    Targets times weights make a weighted cross entropy.
+    """
     shots = targets.sum(0)
     return targets @ (len(targets) / len(shots) / shots).unsqueeze(1)
 
@@ -59,7 +63,7 @@ LOGISTIC_STEPS, SVM_STEPS = 40, 60
 
 
 def ridge(gram: Tensor, targets: Tensor, weights: Tensor, strength: float) -> Tensor:
-    """Weighted ridge regression onto the targets: minimises sum_i w_i |x_i W - y_i|^2 + strength |W|^2, by the Woodbury identity."""
+    """Ridge regression onto the targets: minimises sum_i w_i |x_i W - y_i|^2 + strength |W|^2, by the Woodbury identity."""
     roots = weights.sqrt()
     return roots * torch.cholesky_solve(roots * targets, _factor(roots * gram * roots.T, strength))
 

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
 from fsl_cli.algos.context import Context
-from fsl_cli.algos.heads import centroids
+from fsl_cli.algos.heads import balance, centroids
 from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.algos.recompute import unrolled
 from fsl_cli.episodes import Episode, Examples
@@ -75,9 +75,7 @@ class MAML(Algorithm):
         if head == "prototypes" and (rates == "weight" or adapts == "body"):
             raise ValueError("algo.head = prototypes has no weights of its own: use algo.rates=fixed|step, algo.adapts=all|head.")
         if head == "zeros" and adapts in ("body", "context"):
-            raise ValueError(
-                f"algo.head = zeros lets no gradient through to what algo.adapts={adapts} moves. Use algo.head=learned."
-            )
+            raise ValueError(f"algo.head = zeros gives no gradient to what algo.adapts={adapts} moves. Use algo.head=learned.")
         if head == "prototypes" and regression:
             raise ValueError(
                 "algo.head = prototypes (algo=protomaml) starts at class means, but functions (dataset=sine) have no classes. "
@@ -192,9 +190,10 @@ class MAML(Algorithm):
 
     def support_loss(self, weights: Weights, support: Examples, step: int, features: Tensor | None) -> Tensor:
         """The objective on the support set; `features`, if given, are its embeddings by a body that is not adapted."""
+        targets = support.targets if self.regression else balance(support.targets) * support.targets
         if features is None:
-            return self.objective(self.logits(weights, support.inputs, step), support.targets)
-        return self.objective(functional.linear(features, weights["head.weight"], weights["head.bias"]), support.targets)
+            return self.objective(self.logits(weights, support.inputs, step), targets)
+        return self.objective(functional.linear(features, weights["head.weight"], weights["head.bias"]), targets)
 
     def logits(self, weights: Weights, inputs: Tensor, step: int, embed: bool = False) -> Tensor:
         """Logits `[n, way]`, or with `embed` embeddings, under `weights` and the normalisation of inner step `step`."""

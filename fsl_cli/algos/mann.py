@@ -42,6 +42,7 @@ class MANN(Algorithm):
 
     bulk = True
     sequential = True
+    equal_shots = True
     norms = PLAIN_NORMS
     cached_chunk = 8  # limits memory: every query has its own copy of the places
 

@@ -50,12 +50,13 @@ class MatchingNet(Algorithm):
             items, targets = items[order], targets[order]
             items = items + self.forwards.outputs(items) + self.backwards.outputs(items.flip(0)).flip(0)
         other = (targets == 0).unsqueeze(0)  # [1, n, way]
+        even = (len(targets) / targets.shape[1] / targets.sum(0)).log()  # a class with many items must not win by their number
 
         def predictor(queries: Tensor) -> Tensor:
             seen = self._read(queries, items)
             near = cosine(seen, items, 1.0) if self.distance == "cosine" else -squared_distances(seen, items)
             attention = (self.scale * near).unsqueeze(-1).masked_fill(other, -torch.inf)  # [q, n, way]
-            return attention.logsumexp(1)  # log of the summed attention, up to a constant: a softmax gives the probabilities
+            return attention.logsumexp(1) + even  # log of the attention, up to a constant: a softmax gives the probabilities
 
         return predictor
 

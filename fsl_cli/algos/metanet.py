@@ -36,6 +36,7 @@ class MetaNet(Algorithm):
     """Turns loss gradients of the support items into weights that queries read from a memory."""
 
     bulk = True
+    equal_shots = True
     norms = PLAIN_NORMS
     cached_chunk = 8  # limits memory: every query has its own fast weights
 

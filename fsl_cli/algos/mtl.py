@@ -14,6 +14,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 
 from fsl_cli.algos.base import PLAIN_NORMS, Algorithm, Predictor, Weights, cross_entropy, undotted
+from fsl_cli.algos.heads import balance
 from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Examples
 from fsl_cli.models.embedding import Embedding
@@ -62,7 +63,7 @@ class MTL(Algorithm):
     def path(self, support: Examples) -> list[Predictor]:
         weights: Weights = dict(self.head.named_parameters())
         steps = [weights]
-        fixed = Examples(support.inputs.detach(), support.targets)
+        fixed = Examples(support.inputs.detach(), balance(support.targets) * support.targets)
         for _ in range(self.inner_steps if self.training else self.eval_inner_steps):
             with torch.no_grad():
                 grads = grad(_loss)({name: weight.detach() for name, weight in weights.items()}, fixed)

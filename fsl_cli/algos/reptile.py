@@ -21,6 +21,7 @@ from torch.func import functional_call, grad_and_value
 from torch.nn import functional
 
 from fsl_cli.algos.base import Algorithm, Batch, Outcome, Predictor, Weights, check_moves, undotted
+from fsl_cli.algos.heads import balance
 from fsl_cli.algos.limits import at_least, positive
 from fsl_cli.episodes import Episode, Examples, chunks
 from fsl_cli.models.embedding import Embedding
@@ -105,6 +106,8 @@ class Reptile(Algorithm):
         return self.path(support)[-1]
 
     def path(self, support: Examples) -> list[Predictor]:
+        if not self.regression:
+            support = Examples(support.inputs, balance(support.targets) * support.targets)
         steps = [self.start(support.targets.shape[-1])]
         states = self._descend(support, self.eval_inner_lr, self.eval_inner_steps, self.eval_inner_batch, self._slopes)
         steps += [state.weights for state in states]

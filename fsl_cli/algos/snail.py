@@ -26,6 +26,7 @@ class SNAIL(Algorithm):
 
     bulk = True
     sequential = True
+    equal_shots = True
     norms = PLAIN_NORMS
 
     def __init__(
