@@ -99,6 +99,7 @@ def test_balanced_classes_count_the_same():
     targets = torch.eye(3)[[0, 1, 1, 1, 2, 2]]
     weights = balance(targets)
     torch.testing.assert_close(targets.T @ weights, torch.full((3, 1), 2.0))
+    assert balance(torch.eye(4)[[0, 1, 1, 1, 2, 2]]).equal(weights), "of four classes, one has no item"
     assert balance(torch.eye(5).repeat_interleave(3, 0)).equal(torch.ones(15, 1)), "equal classes are left as they are, exactly"
 
 

@@ -52,7 +52,8 @@ def balance(targets: Tensor) -> Tensor:
     Targets times weights make a weighted cross entropy.
     """
     shots = targets.sum(0)
-    return targets @ (len(targets) / len(shots) / shots).unsqueeze(1)
+    present = (shots > 0).sum()  # a fixed head may have classes without items
+    return targets @ (len(targets) / present / shots.clamp(min=1)).unsqueeze(1)
 
 
 # The following fit linear classifiers W = X^T A to embeddings X `[n, features]`, given as their Gram matrix X X^T `[n, n]`,
