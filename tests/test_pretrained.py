@@ -204,7 +204,7 @@ def test_a_network_that_comes_with_weights_is_evaluated_without_a_checkpoint(lit
     words += [word for word in SMALL if word.startswith("dataset.")]
     assert fsl(monkeypatch, "evaluate", *words, "out=run") == 0
     found = result("run")
-    assert (found["algo"], found["model"], found["dataset"]) == ("centroid", "efficientnet_lite0", "strokes")
+    assert (found["algo"], found["model"], found["dataset"]) == ("refined_centroid", "efficientnet_lite0", "strokes")
     assert (found["way"], found["checkpoint"], found["step"]) == (4, None, None)
     assert found["accuracy"] > 0.3, "far above chance, without training"
     assert fsl(monkeypatch, "evaluate", *words, "algo=logistic", "out=other") == 0
@@ -226,7 +226,7 @@ def test_photographs_are_recognised_without_any_training(lite: Any, tmp_path: Pa
     size = ["size=64", "model.size=64", "device=cpu"]
     assert fsl(monkeypatch, "predict", "support=support/", "query=query/", "out=run", *size) == 0
     assert [row["prediction"] for row in rows("run")] == ["noise", "ramp", "stripes"]
-    assert (summary("run")["algo"], summary("run")["model"]) == ("centroid", "efficientnet_lite0")
+    assert (summary("run")["algo"], summary("run")["model"]) == ("refined_centroid", "efficientnet_lite0")
     assert fsl(monkeypatch, "adapt", "support=support/", "output=kept", *size) == 0
     classifier = fsl_cli.load_classifier("kept", "device=cpu")
     answers = classifier([row["file"] for row in rows("run")])
